@@ -1,0 +1,27 @@
+"""Errors that speak to the user: one line that says what is wrong, where, and what to do."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class MmclError(ValueError):
+    """Something the user can mend. The command line prints it as one line, without a stack trace."""
+
+
+class ConfigError(MmclError):
+    """Refused at start-up: nothing was written, exit code 2."""
+
+
+class RunError(MmclError):
+    """A fault while running: the run folder can be continued, exit code 1."""
+
+
+def near(name: str, known: Iterable[str]) -> str:
+    """A hint for an unknown name: the nearest known ones, or all of them when none is near."""
+    known = sorted(known)
+    close = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+    if close:
+        return f"did you mean {' or '.join(close)}?"
+    return f"known: {', '.join(known)}" if known else "none is known"
