@@ -1,0 +1,174 @@
+"""What every module shares: the contract of `mmcl.strategy.ModuleContract`, the optimizer, and training on its own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from mmcl.errors import ConfigError, near
+from mmcl.outputs import Batch, Objective, Outputs, Site
+from mmcl.schedule import Schedule, WarmupCosine
+from mmcl.stream import EvalSet, Stream, Task
+
+OptimizerBuilder = Callable[[Iterable[Any]], Optimizer]
+
+
+class Module(pl.LightningModule):
+    """A LightningModule around one family of backbones.
+
+    In a stream the runner trains it; alone it works in a plain `Trainer.fit` with batches of the same keys.
+
+    Args:
+        objective: the task's own loss.
+        lr: learning rate; each task may scale it.
+        weight_decay: of the default optimizer.
+        betas: of the default optimizer.
+        schedule: factor on the rate over a task's steps. None: 10 % warm-up, then cosine to 0.
+        optimizer: takes parameter groups and returns an optimizer, in place of AdamW. `lr` and the groups' `lr_scale`
+            are applied to it all the same.
+    """
+
+    provides: frozenset[str] = frozenset()
+    probes: frozenset[str] = frozenset()
+    sample_tokens: int | None = None
+    network: nn.Module
+
+    def __init__(
+        self,
+        objective: Objective,
+        lr: float = 1e-5,
+        weight_decay: float = 0.0,
+        betas: tuple[float, float] = (0.9, 0.999),
+        schedule: Schedule | None = None,
+        optimizer: OptimizerBuilder | None = None,
+    ) -> None:
+        super().__init__()
+        if lr <= 0:
+            raise ConfigError(f"{type(self).__name__}: lr is {lr}; it must be positive")
+        self.objective = objective
+        self.lr = lr
+        self.weight_decay = weight_decay
+        self.betas = betas
+        self.schedule = schedule or WarmupCosine()
+        self.optimizer_builder = optimizer
+
+    # -- the contract -----------------------------------------------------------------------------------------------
+
+    def compute(self, network: nn.Module, batch: Batch) -> Outputs:
+        """Outputs of `network` (the live one or a teacher) for a batch; what the batch lacks, the outputs lack."""
+        raise NotImplementedError
+
+    def build_network(self) -> nn.Module:
+        """A network of the same architecture with arbitrary weights, on the CPU: a teacher is filled from a snapshot."""
+        raise NotImplementedError
+
+    def transform(self, sample: dict[str, Any], augment: bool) -> dict[str, Any]:
+        """Decoded sample (PIL image, str, int) -> tensors of one row of a batch. Runs in data workers."""
+        raise NotImplementedError
+
+    def tokenize(self, texts: Sequence[str]) -> Tensor:
+        """Texts -> (len(texts), L) token ids."""
+        raise NotImplementedError
+
+    def probe(self, evalset: EvalSet) -> Any:
+        """The probe of an evaluation set (`mmcl.metrics.probes.Probe`).
+
+        Raises:
+            ConfigError: this module cannot do the probe's kind, or the set lacks what it needs.
+        """
+        raise NotImplementedError
+
+    def sites(self, kind: str) -> list[Site]:
+        """Places of one kind where adapters go.
+
+        Raises:
+            ConfigError: the module has no sites of that kind.
+        """
+        kinds = sorted(p.removeprefix("sites.") for p in self.provides if p.startswith("sites."))
+        raise ConfigError(f"{type(self).__name__} has no sites of kind '{kind}'; {near(kind, kinds)}")
+
+    def check(self, stream: Stream) -> None:
+        """Refuse a stream that this module cannot serve, before anything is written.
+
+        Raises:
+            ConfigError: a probe that it lacks, or a task without what the objective needs.
+        """
+        for evalset in stream.evals:
+            if evalset.probe not in self.probes:
+                raise ConfigError(
+                    f"evaluation set '{evalset.name}': {type(self).__name__} has no probe '{evalset.probe}'; "
+                    f"{near(evalset.probe, self.probes)}"
+                )
+
+    def grow(self, task: Task) -> None:
+        """Structure and `requires_grad` for a task; a pure function of (seed, task), replayed when a run is resumed."""
+
+    def after_step(self) -> None:
+        """After an optimizer step: keep parameters in their range."""
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """Named groups of what trains, with `lr_scale`; vectors and scalars are not decayed, as in open_clip."""
+        groups: dict[str, dict[str, Any]] = {}
+        for name, parameter in self.network.named_parameters():
+            if not parameter.requires_grad:
+                continue
+            scale = self.lr_scale(name)
+            decayed = parameter.ndim >= 2
+            key = f"{'decay' if decayed else 'no_decay'}@{scale:g}"
+            group = groups.setdefault(
+                key,
+                {
+                    "params": [],
+                    "param_names": [],
+                    "name": key,
+                    "lr_scale": scale,
+                    "weight_decay": self.weight_decay if decayed else 0.0,
+                },
+            )
+            group["params"].append(parameter)
+            group["param_names"].append(name)
+        return list(groups.values())
+
+    def lr_scale(self, name: str) -> float:
+        """Factor on the learning rate of one parameter (layer-wise rates)."""
+        return 1.0
+
+    def build_optimizer(self, groups: list[dict[str, Any]]) -> Optimizer:
+        """The optimizer over groups. Rates are set at every step from `lr`, the schedule and the groups' `lr_scale`."""
+        if self.optimizer_builder is not None:
+            return self.optimizer_builder(groups)
+        fused = all(p.is_cuda for g in groups for p in g["params"])
+        return torch.optim.AdamW(groups, lr=self.lr, betas=self.betas, weight_decay=self.weight_decay, fused=fused)
+
+    # -- the only entry, and training on its own ----------------------------------------------------------------------
+
+    def forward(self, batch: Batch) -> Outputs:
+        """Outputs of the live network."""
+        return self.compute(self.network, batch)
+
+    def loss(self, outputs: Outputs, batch: Batch) -> dict[str, Tensor]:
+        """The objective's named terms."""
+        return self.objective.terms(outputs, batch)
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """One step in a plain `Trainer.fit`, outside a stream."""
+        batch = self.objective.prepare(batch)
+        terms = self.loss(self(batch), batch)
+        total = torch.stack(list(terms.values())).sum()
+        self.log("loss", total, prog_bar=True)
+        return total
+
+    def configure_optimizers(self) -> Any:
+        """Outside a stream: the same optimizer, with the schedule over the trainer's own number of steps."""
+        groups = self.parameter_groups()
+        for group in groups:
+            group["lr"] = self.lr * group["lr_scale"]
+        optimizer = self.build_optimizer(groups)
+        steps = int(self.trainer.estimated_stepping_batches)
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: self.schedule(step, steps))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}

@@ -1,0 +1,101 @@
+"""What passes between data, module and strategies: batches, outputs and the places where adapters go."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor, nn
+
+Batch = dict[str, Any]
+"""One batch: fixed keys (``image``, ``text``, ``labels``, ``domain``, ``valid``, ``__key__``, ``__index__``, ...)."""
+
+Weights = dict[str, Tensor]
+"""Effective weights of a network under canonical names: what the network computes with, adapters included."""
+
+
+@dataclass
+class Outputs:
+    """What a module's forward gives. All tensors are batch first; a partial batch gives partial outputs.
+
+    Attributes:
+        features: name -> (B, D), not normalised.
+        logits: (B, C) or (B, L, C), raw and unmasked.
+        targets: aligned with `logits`.
+        valid: aligned with `targets`; False marks padding.
+        tokens: (B, L, D).
+        logit_scale: scalar, already exponentiated.
+        extra: anything else, by name (SigLIP's ``logit_bias``).
+    """
+
+    features: dict[str, Tensor] = field(default_factory=dict)
+    logits: Tensor | None = None
+    targets: Tensor | None = None
+    valid: Tensor | None = None
+    tokens: Tensor | None = None
+    logit_scale: Tensor | None = None
+    extra: dict[str, Any] = field(default_factory=dict)
+
+
+class Objective(nn.Module):
+    """A module's own training loss. Strategies add terms to it; they do not replace it.
+
+    `needs` names batch keys that must be there. `start` is called when a task begins (and again on resume).
+    """
+
+    needs: frozenset[str] = frozenset()
+
+    def start(self, module: Any, task: Any) -> None:
+        """Take what a task means (class names, templates) before its first batch."""
+
+    def prepare(self, batch: Batch) -> Batch:
+        """The batch with what the forward needs beside the data (class texts, masks)."""
+        return batch
+
+    def terms(self, outputs: Outputs, batch: Batch) -> dict[str, Tensor]:
+        """Named scalar losses; their sum is trained."""
+        raise NotImplementedError
+
+
+@runtime_checkable
+class Site(Protocol):
+    """A place in a network where something can be attached, folded into the weights and detached again.
+
+    Attributes:
+        name: canonical name of the weight it acts on, with the rows of a packed weight (``...in_proj_weight[0:64]``).
+        tower: ``image``, ``text``, ...
+        block: index of the transformer block, or None.
+        role: ``query``, ``key``, ``value``, ``out``, ``mlp_in``, ``mlp_out``, ``projection``, ``other``.
+        shape: (out, in) of the weight's rows.
+    """
+
+    name: str
+    tower: str
+    block: int | None
+    role: str
+    shape: tuple[int, int]
+
+    def attach(self, delta: nn.Module) -> None:
+        """Make the weight W + delta(); `delta()` returns a tensor of `shape`, zero at first."""
+
+    def fold(self) -> None:
+        """Add delta() to the weight in float32; the caller then resets delta to zero."""
+
+    def detach(self) -> None:
+        """Fold and take the attachment away, for export."""
+
+
+Forward = Callable[[Batch], Outputs]
+
+
+def move(value: Any, device: torch.device | str) -> Any:
+    """The same structure with every tensor on `device`."""
+    if isinstance(value, Tensor):
+        return value.to(device, non_blocking=True)
+    if isinstance(value, Mapping):
+        return {k: move(v, device) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)(move(v, device) for v in value)
+    return value

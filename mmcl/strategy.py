@@ -1,0 +1,327 @@
+"""The strategy plug-in: one continual-learning method.
+
+A strategy declares what it needs before anything is built and overrides only the hooks that it uses. The hooks stand
+below in the order in which they fire:
+
+    setup -> for each task: grow -> on_task_start -> [sources -> each step: wrap_forward -> losses -> on_gradients
+    -> on_step_end] -> on_task_end -> eval_weights around the evaluation -> on_scores
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from mmcl.errors import ConfigError
+from mmcl.outputs import Batch, Forward, Objective, Outputs, Site, Weights
+
+if TYPE_CHECKING:
+    from mmcl.stream import EvalSet, Source, Stream, Task
+
+Claim = Literal["eval_weights", "start_weights", "optimizer", "prefix", "prompts", "adapters", "classifier"]
+Phase = Literal["observe", "add", "project", "mask"]
+Stage = Literal["fit", "validate", "test", "predict"]
+ParameterGroup = dict[str, Any]
+BuildOptimizer = Callable[[list[ParameterGroup]], Optimizer]
+
+CLAIMS: frozenset[str] = frozenset(
+    {"eval_weights", "start_weights", "optimizer", "prefix", "prompts", "adapters", "classifier"}
+)
+PHASES: tuple[Phase, ...] = ("observe", "add", "project", "mask")
+
+
+class ModuleContract(Protocol):
+    """What strategies, metrics and the runner may ask of a module; none of them asks which modality it is.
+
+    Attributes:
+        network: the one `nn.Module` that is trained, averaged, snapshotted, copied as a teacher and exported.
+        objective: the task's own loss.
+        provides: output names (``features``, ``logits``, ``tokens``, ``logit_scale``, ``features.image``, ...) and site
+            kinds (``sites.linear``, ...) that it offers.
+        probes: kinds of evaluation that it can do.
+    """
+
+    network: nn.Module
+    objective: Objective
+    provides: frozenset[str]
+    probes: frozenset[str]
+
+    def __call__(self, batch: Batch) -> Outputs: ...
+    def compute(self, network: nn.Module, batch: Batch) -> Outputs: ...
+    def build_network(self) -> nn.Module: ...
+    def transform(self, sample: dict[str, Any], augment: bool) -> dict[str, Any]: ...
+    def tokenize(self, texts: Sequence[str]) -> Tensor: ...
+    def sites(self, kind: str) -> list[Site]: ...
+    def probe(self, evalset: EvalSet) -> Any: ...
+
+
+class DataPass(Protocol):
+    """A finite pass over the task's own training data in fixed order, every sample once over all ranks."""
+
+    def __call__(
+        self, augment: bool = False, batch_size: int | None = None, limit: int | None = None
+    ) -> Iterator[Batch]: ...
+
+
+class StepContext(Protocol):
+    """What a hook inside a step may look at and ask for.
+
+    Attributes:
+        stage: fit, validate, test or predict.
+        task: the task in training.
+        step: optimizer steps that really happened in the run, before this one.
+        task_step: the same within the task.
+        task_steps: the task's budget in steps.
+        batch: the prepared training batch of this rank.
+        side: name -> side batch of this rank.
+        outputs: the network's outputs for `batch`.
+        lr: learning rate of the first group.
+        grads: name -> gradient (canonical names), in `on_gradients` only.
+        generator: random numbers equal on all ranks, a function of (seed, task, step).
+    """
+
+    stage: Stage
+    task: Task
+    step: int
+    task_step: int
+    task_steps: int
+    batch: Batch
+    side: Mapping[str, Batch]
+    outputs: Outputs
+    lr: float
+    grads: Mapping[str, Tensor]
+    generator: torch.Generator
+
+    def forward(self, batch: Batch, bare: bool = False) -> Outputs:
+        """Outputs of the live network, computed once a step for each batch; `bare` skips the strategies' wraps."""
+
+    def teacher(self, snapshot: str, batch: Batch) -> Outputs:
+        """Outputs of the frozen network that holds a snapshot, without gradients, once a step for each batch."""
+
+    def module_loss(self, outputs: Outputs, batch: Batch) -> Tensor:
+        """The module's own loss."""
+
+    def gradients(self, batch: Batch) -> dict[str, Tensor]:
+        """Gradients of the module's own loss, averaged over ranks; `.grad` is left alone."""
+
+    def reduce(self, tensor: Tensor) -> Tensor:
+        """Mean over ranks."""
+
+    def gather(self, tensor: Tensor) -> Tensor:
+        """Rows of all ranks, in rank order; gradients flow back to their owners."""
+
+    def log(self, name: str, value: float | Tensor) -> None:
+        """Record a figure in metrics.jsonl at the next logged step."""
+
+
+class Reach(Protocol):
+    """What the runner lends a strategy; `Strategy` offers it under short names."""
+
+    module: Any
+    stream: Stream
+    task: Task | None
+    seed: int
+
+    def weights(self, copy: bool, dtype: torch.dtype | None) -> Weights: ...
+    def load(self, weights: Mapping[str, Tensor]) -> None: ...
+    def swap(self, weights: Mapping[str, Tensor]) -> AbstractContextManager[None]: ...
+    def snapshot(self, name: str) -> Weights: ...
+    def teacher(self, name: str) -> nn.Module: ...
+    def reduce(self, tensor: Tensor) -> Tensor: ...
+    def generator(self, task: Task) -> torch.Generator: ...
+
+
+class Strategy(nn.Module):
+    """Base class of every continual-learning method.
+
+    What trains is an `nn.Parameter`; all other state is declared by `add_state`. Two strategies that claim one resource
+    are refused at start-up.
+    """
+
+    claims: frozenset[str] = frozenset()
+    """Exclusive resources that it takes (`Claim`)."""
+    needs: frozenset[str] = frozenset()
+    """Output names and site kinds that the module must provide."""
+    snapshots: frozenset[str] = frozenset()
+    """Named weights that it reads: ``initial``, ``start``, ``task-K``, ``pre_anneal``."""
+    gradients: ClassVar[Phase | None] = None
+    """The phase of its `on_gradients`."""
+    writes: ClassVar[frozenset[str]] = frozenset()
+    """Hooks in which it writes the network's weights; there it runs before those that only read them."""
+    variants: tuple[str, ...] = ()
+    """Named evaluation weights beside the default one, for `test` and export."""
+    adapts_at_test: ClassVar[bool] = False
+    """Whether it adapts while it is tested."""
+    unsupported: frozenset[str] = frozenset()
+    """What it cannot do: ``fsdp``, ``compile``, ``accumulation``."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._states: dict[str, torch.dtype | None] = {}
+        self.name = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", type(self).__name__).lower()
+
+    # -- what it is made of -------------------------------------------------------------------------------------
+
+    def parts(self) -> Sequence[Strategy]:
+        """A preset returns the strategies that take its place; anything else returns itself."""
+        return (self,)
+
+    def add_state(self, name: str, default: Any, dtype: torch.dtype | None = torch.float32) -> None:
+        """Declare state that is saved and restored: a tensor, a number, a string, None, or dicts and lists of these.
+
+        It becomes an attribute. It is no buffer: buffers are broadcast by DDP at every forward and cast with the module.
+
+        Args:
+            name: the attribute.
+            default: the value before anything is loaded.
+            dtype: floating tensors are kept in this type; None keeps theirs.
+        """
+        if hasattr(self, name):
+            raise ConfigError(f"strategy '{type(self).__name__}' declares state '{name}' twice or over an attribute")
+        self._states[name] = dtype
+        setattr(self, name, _cast(default, dtype))
+
+    def export_state(self) -> dict[str, Any]:
+        """The declared state, for a checkpoint."""
+        return {name: getattr(self, name) for name in self._states}
+
+    def import_state(self, state: Mapping[str, Any]) -> None:
+        """Take back what `export_state` gave.
+
+        Raises:
+            ConfigError: the names differ from the declared ones.
+        """
+        if set(state) != set(self._states):
+            raise ConfigError(
+                f"strategy '{self.name}': the checkpoint has state {sorted(state)}, this version {sorted(self._states)}"
+            )
+        for name, value in state.items():
+            setattr(self, name, _cast(value, self._states[name]))
+
+    # -- what the runner lends it -------------------------------------------------------------------------------
+
+    def attach_reach(self, reach: Reach) -> None:
+        """Called by the runner before `setup`."""
+        object.__setattr__(self, "_reach", reach)  # past nn.Module, which would register what holds this strategy
+
+    @property
+    def reach(self) -> Reach:
+        """The runner's side.
+
+        Raises:
+            ConfigError: the strategy is not part of a run.
+        """
+        reach: Reach | None = self.__dict__.get("_reach")
+        if reach is None:
+            raise ConfigError(f"strategy '{type(self).__name__}' is not part of a run; pass it to mmcl.run or `mmcl fit`")
+        return reach
+
+    @property
+    def module(self) -> Any:
+        """The module in training (see `ModuleContract`)."""
+        return self.reach.module
+
+    @property
+    def stream(self) -> Stream:
+        """The stream."""
+        return self.reach.stream
+
+    @property
+    def task(self) -> Task | None:
+        """The task at hand; None before the first."""
+        return self.reach.task
+
+    def weights(self, copy: bool = False, dtype: torch.dtype | None = None) -> Weights:
+        """Effective weights of the network under canonical names, buffers included; `dtype` is for floating ones."""
+        return self.reach.weights(copy, dtype)
+
+    def load(self, weights: Mapping[str, Tensor]) -> None:
+        """Write effective weights into the network; names that are absent keep their values."""
+        self.reach.load(weights)
+
+    def swap(self, weights: Mapping[str, Tensor]) -> AbstractContextManager[None]:
+        """Weights in place for a while, the old ones restored exactly."""
+        return self.reach.swap(weights)
+
+    def snapshot(self, name: str) -> Weights:
+        """A declared snapshot, on the network's device."""
+        return self.reach.snapshot(name)
+
+    def reduce(self, tensor: Tensor) -> Tensor:
+        """Mean over ranks."""
+        return self.reach.reduce(tensor)
+
+    def generator(self, task: Task) -> torch.Generator:
+        """Random numbers that are a function of (seed, task, this strategy's name)."""
+        return self.reach.generator(task)
+
+    # -- the hooks, in the order in which they fire ---------------------------------------------------------------
+
+    def setup(self, stream: Stream) -> None:
+        """Once, before anything is wrapped: attach to sites, allocate. Attaching must leave the outputs as they are."""
+
+    def grow(self, task: Task) -> None:
+        """Before each task, and replayed when a checkpoint is loaded: new parameters, what trains, what is frozen."""
+
+    def on_task_start(self, task: Task, data: DataPass) -> None:
+        """Once a task, after `grow`: start weights, importance passes, resets."""
+
+    def sources(self, task: Task) -> Sequence[Source]:
+        """When a segment's loader is built, and on resume: replay, reference and pretraining sources."""
+        return ()
+
+    def wrap_optimizer(self, build: BuildOptimizer, groups: list[ParameterGroup]) -> Optimizer:
+        """When a task's optimizer is built; nests like forwards."""
+        return build(groups)
+
+    def wrap_forward(self, next: Forward, batch: Batch, context: StepContext) -> Outputs:
+        """Every forward, as an onion in list order. No side effects in fit."""
+        return next(batch)
+
+    def losses(self, context: StepContext) -> Mapping[str, Tensor]:
+        """After the forward: named, weighted terms that need data."""
+        return {}
+
+    def on_gradients(self, context: StepContext) -> None:
+        """Once an optimizer step: gradients reduced and unscaled, before clipping."""
+
+    def on_step_end(self, context: StepContext) -> None:
+        """After an optimizer step that really happened: averages, queues, thresholds, buffers."""
+
+    def on_task_end(self, task: Task, data: DataPass) -> None:
+        """Once a task, after its training: Fisher, merging, class statistics, routers."""
+
+    def eval_weights(self, variant: str = "") -> AbstractContextManager[None]:
+        """Around evaluation and export: averaged, interpolated or merged weights, in place and restored exactly."""
+        return nullcontext()
+
+    def on_scores(self, scores: Mapping[str, float], context: StepContext | None) -> None:
+        """After an evaluation: mixture weights, budgets, guards. `context` is None between tasks."""
+
+
+def _cast(value: Any, dtype: torch.dtype | None) -> Any:
+    if isinstance(value, Tensor):
+        wider = dtype is not None and value.is_floating_point() and value.dtype != dtype
+        return value.to(dtype) if wider else value
+    if isinstance(value, Mapping):
+        return {k: _cast(v, dtype) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)(_cast(v, dtype) for v in value)
+    return value
+
+
+def overrides(strategy: Strategy, hook: str) -> bool:
+    """Whether a strategy brings its own version of a hook."""
+    return getattr(type(strategy), hook) is not getattr(Strategy, hook)
+
+
+def overriders(strategies: Iterable[Strategy], hook: str) -> list[Strategy]:
+    """The strategies that a hook is dispatched to; writers of the network's weights come first."""
+    found = [s for s in strategies if overrides(s, hook)]
+    return sorted(found, key=lambda s: hook not in s.writes)
