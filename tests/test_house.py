@@ -25,13 +25,15 @@ CORE = {
     "__main__": {"cli"},
     "errors": set(),
     "functional": {"errors"},
+    "outputs": {"errors"},
     "stream": {"errors"},
-    "strategy": {"errors", "stream"},
-    "metrics": {"errors", "functional", "stream", "strategy"},
-    "modules": {"errors", "functional", "stream", "strategy"},
-    "runner": {"errors", "metrics", "modules", "strategy", "stream"},
+    "schedule": {"errors", "functional"},
+    "strategy": {"errors", "outputs", "schedule", "stream"},
+    "metrics": {"errors", "functional", "outputs", "stream", "strategy"},
+    "modules": {"errors", "functional", "outputs", "schedule", "stream", "strategy"},
+    "runner": {"errors", "metrics", "modules", "outputs", "schedule", "strategy", "stream"},
     "report": {"errors", "metrics", "stream"},
-    "cli": {"errors", "metrics", "modules", "report", "runner", "strategy", "stream"},
+    "cli": {"errors", "metrics", "modules", "outputs", "report", "runner", "schedule", "strategy", "stream"},
 }
 
 
