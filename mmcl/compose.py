@@ -1,0 +1,109 @@
+"""Putting strategies together: presets become their parts, names become unique, claims and needs are checked."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import ExitStack, contextmanager
+from collections.abc import Iterator
+
+from mmcl.errors import ConfigError
+from mmcl.outputs import Batch, Forward, Outputs
+from mmcl.strategy import CLAIMS, PHASES, ModuleContract, StepContext, Strategy, overriders, overrides
+
+
+def expand(strategies: Sequence[Strategy]) -> list[Strategy]:
+    """Presets replaced by their parts, with unique names (``distillation``, ``distillation_2``)."""
+    flat: list[Strategy] = []
+
+    def add(strategy: Strategy, seen: tuple[type, ...]) -> None:
+        parts = strategy.parts()
+        if len(parts) == 1 and parts[0] is strategy:
+            flat.append(strategy)
+            return
+        if type(strategy) in seen:
+            raise ConfigError(f"strategy '{type(strategy).__name__}' contains itself")
+        for part in parts:
+            add(part, (*seen, type(strategy)))
+
+    for strategy in strategies:
+        if not isinstance(strategy, Strategy):
+            raise ConfigError(f"{strategy!r} is not a strategy; give instances of mmcl.strategy.Strategy")
+        add(strategy, ())
+    counts: dict[str, int] = {}
+    for strategy in flat:
+        counts[strategy.name] = counts.get(strategy.name, 0) + 1
+        if counts[strategy.name] > 1:
+            strategy.name = f"{strategy.name}_{counts[strategy.name]}"
+    return flat
+
+
+def check(strategies: Sequence[Strategy], module: ModuleContract, facts: frozenset[str] = frozenset()) -> None:
+    """Refuse what cannot work, at start-up.
+
+    Args:
+        strategies: the flat list.
+        module: the module that they will serve.
+        facts: properties of the run that a strategy may not support (``fsdp``, ``compile``, ``accumulation``).
+
+    Raises:
+        ConfigError: two strategies claim one resource, a need that the module lacks, an unsupported property.
+    """
+    owners: dict[str, Strategy] = {}
+    for strategy in strategies:
+        title = type(strategy).__name__
+        for claim in strategy.claims:
+            if claim not in CLAIMS:
+                raise ConfigError(f"{title} claims '{claim}', which is no resource; known: {', '.join(sorted(CLAIMS))}")
+            if claim in owners:
+                other = type(owners[claim]).__name__
+                raise ConfigError(f"{other} and {title} both claim '{claim}'; use one of them")
+            owners[claim] = strategy
+        for need in sorted(strategy.needs - module.provides):
+            raise ConfigError(f"{title} needs '{need}', which {type(module).__name__} does not provide")
+        for fact in sorted(strategy.unsupported & facts):
+            raise ConfigError(f"{title} does not support {fact}")
+        if overrides(strategy, "on_gradients") and strategy.gradients not in PHASES:
+            raise ConfigError(f"{title} overrides on_gradients and must say its phase: one of {', '.join(PHASES)}")
+
+
+class Composition:
+    """The strategies of a run with one dispatch list for every hook; hooks that nobody overrides cost nothing."""
+
+    def __init__(self, strategies: Sequence[Strategy]) -> None:
+        self.strategies = list(strategies)
+        hooks = "setup grow on_task_start sources wrap_optimizer wrap_forward losses on_step_end on_task_end on_scores"
+        self._lists = {hook: overriders(self.strategies, hook) for hook in hooks.split()}
+        gradients = [s for s in self.strategies if overrides(s, "on_gradients")]
+        self._lists["on_gradients"] = sorted(gradients, key=lambda s: PHASES.index(s.gradients or "observe"))
+        self._lists["eval_weights"] = [s for s in self.strategies if overrides(s, "eval_weights")]
+
+    def of(self, hook: str) -> list[Strategy]:
+        """The strategies that override a hook, in the order in which it is called."""
+        return self._lists[hook]
+
+    def forward(self, bare: Forward, batch: Batch, context: StepContext) -> Outputs:
+        """The onion of `wrap_forward` around the module, the first strategy outermost."""
+
+        def layer(index: int) -> Forward:
+            if index == len(self._lists["wrap_forward"]):
+                return bare
+            strategy = self._lists["wrap_forward"][index]
+            return lambda inner: strategy.wrap_forward(layer(index + 1), inner, context)
+
+        return layer(0)(batch)
+
+    @contextmanager
+    def eval_weights(self, variant: str = "") -> Iterator[None]:
+        """Evaluation weights in place."""
+        with ExitStack() as stack:
+            for strategy in self._lists["eval_weights"]:
+                stack.enter_context(strategy.eval_weights(variant if variant in strategy.variants else ""))
+            yield
+
+    def variants(self) -> list[str]:
+        """All named evaluation weights beside the default."""
+        return [v for s in self.strategies for v in s.variants]
+
+    def snapshots(self) -> frozenset[str]:
+        """All snapshots that somebody reads."""
+        return frozenset(n for s in self.strategies for n in s.snapshots)
