@@ -1,0 +1,27 @@
+"""The mathematics of continual pretraining: pure tensor functions, no state, no I/O, nothing of Lightning."""
+
+from mmcl.functional.averaging import ema, interpolate, running_average
+from mmcl.functional.distillation import (
+    distillation_loss,
+    feature_distillation_loss,
+    similarity_distillation_loss,
+    topology_preservation_loss,
+    zscl_loss,
+)
+from mmcl.functional.regularization import ewc_penalty, l2_penalty
+from mmcl.functional.schedules import constant, warmup_cosine
+
+__all__ = [
+    "constant",
+    "distillation_loss",
+    "ema",
+    "ewc_penalty",
+    "feature_distillation_loss",
+    "interpolate",
+    "l2_penalty",
+    "running_average",
+    "similarity_distillation_loss",
+    "topology_preservation_loss",
+    "warmup_cosine",
+    "zscl_loss",
+]
