@@ -1,0 +1,278 @@
+"""The LightningModule that the Trainer runs in a stream: one module and its strategies side by side."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from mmcl import distributed, seeds
+from mmcl.compose import Composition
+from mmcl.errors import RunError
+from mmcl.outputs import Batch, Outputs
+from mmcl.strategy import ParameterGroup, Stage
+from mmcl.stream import Task
+
+
+class Context:
+    """`mmcl.strategy.StepContext` of one forward or one training step."""
+
+    def __init__(self, engine: Engine, stage: Stage, batch: Batch, side: Mapping[str, Batch] | None = None) -> None:
+        self._engine = engine
+        self.stage = stage
+        self.task: Task = engine.task
+        self.step = engine.step
+        self.task_step = engine.task_step
+        self.task_steps = engine.task_steps
+        self.batch = batch
+        self.side = side or {}
+        self.outputs: Outputs
+        self.lr = engine.lr
+        self.grads: dict[str, Tensor] = {}
+        self._outputs: dict[tuple[int, bool], Outputs] = {}
+        self._teachers: dict[tuple[str, int], Outputs] = {}
+
+    @property
+    def generator(self) -> torch.Generator:
+        return seeds.generator(self._engine.seed, "step", self._engine.task_index, self.task_step)
+
+    def forward(self, batch: Batch, bare: bool = False) -> Outputs:
+        key = (id(batch), bare)
+        if key not in self._outputs:
+            module = self._engine.module
+            self._outputs[key] = module(batch) if bare else self._engine.composition.forward(module, batch, self)
+        return self._outputs[key]
+
+    def teacher(self, snapshot: str, batch: Batch) -> Outputs:
+        key = (snapshot, id(batch))
+        if key not in self._teachers:
+            with torch.no_grad():
+                network = self._engine.find_teacher(snapshot)
+                self._teachers[key] = self._engine.module.compute(network, batch)
+        return self._teachers[key]
+
+    def module_loss(self, outputs: Outputs, batch: Batch) -> Tensor:
+        return torch.stack(list(self._engine.module.loss(outputs, batch).values())).sum()
+
+    def gradients(self, batch: Batch) -> dict[str, Tensor]:
+        named = {n: p for n, p in self._engine.module.network.named_parameters() if p.requires_grad}
+        with torch.enable_grad():
+            batch = self._engine.module.objective.prepare(batch)
+            loss = self.module_loss(self._engine.composition.forward(self._engine.module, batch, self), batch)
+            grads = torch.autograd.grad(loss, list(named.values()), allow_unused=True)
+        return {n: distributed.mean(g) for n, g in zip(named, grads, strict=True) if g is not None}
+
+    def reduce(self, tensor: Tensor) -> Tensor:
+        return distributed.mean(tensor)
+
+    def gather(self, tensor: Tensor) -> Tensor:
+        return distributed.gather(tensor)
+
+    def log(self, name: str, value: float | Tensor) -> None:
+        self._engine.figures[name] = value.detach() if isinstance(value, Tensor) else value
+
+
+class Pulse:
+    """One small message between ranks at every step: is the loss finite, does anybody want to stop.
+
+    It travels while the next step computes and is read one step later, so that no step waits for it.
+    """
+
+    def __init__(self) -> None:
+        self._tensor: Tensor | None = None
+        self._work: Any = None
+        self._step = 0
+        self._late = False
+
+    def send(self, loss: Tensor, stop: bool, step: int) -> None:
+        self._tensor = torch.stack([loss.detach().float(), torch.full_like(loss, float(stop)).detach().float()])
+        self._step = step
+        several = distributed.world_size() > 1
+        self._late = several or self._tensor.is_cuda
+        self._work = dist.all_reduce(self._tensor, async_op=True) if several else None
+
+    @property
+    def late(self) -> bool:
+        """Whether the message is read one step later."""
+        return self._late
+
+    def read(self) -> tuple[float, bool, int] | None:
+        """(mean loss, stop wanted, step) of the message under way; None when there is none."""
+        if self._tensor is None:
+            return None
+        if self._work is not None:
+            self._work.wait()
+        loss, stop = self._tensor.tolist()
+        self._tensor = self._work = None
+        return loss / distributed.world_size(), stop > 0, self._step
+
+
+class Engine(pl.LightningModule):
+    """Runs training steps for the runner. State-dict keys are ``module.network.*`` and ``strategies.<name>.*``.
+
+    Args:
+        module: the module in training.
+        composition: its strategies.
+        seed: of the run.
+    """
+
+    task: Task
+
+    def __init__(self, module: Any, composition: Composition, seed: int) -> None:
+        super().__init__()
+        self.module = module
+        self.strategies = nn.ModuleDict({s.name: s for s in composition.strategies})
+        self.composition = composition
+        self.seed = seed
+        self.task_index = -1
+        self.task_steps = 0
+        self.step = 0
+        self.task_step = 0
+        self.segment_step = 0
+        self.lr = 0.0
+        self.figures: dict[str, float | Tensor] = {}
+        self.last_loss: float | None = None
+        self.pulse = Pulse()
+        self.find_teacher: Callable[[str], nn.Module] = _no_teacher
+        self.wants_stop: Callable[[], bool] = lambda: False
+        self.after_step: Callable[[Engine, Batch], None] = lambda engine, batch: None
+        self.on_optimizer: Callable[[Optimizer], None] = lambda optimizer: None
+        self._context: Context | None = None
+        self._stepped = False
+
+    # -- the optimizer --------------------------------------------------------------------------------------------
+
+    def names(self) -> dict[int, str]:
+        """`id(parameter)` -> name, for everything that could train."""
+        return {id(p): n for n, p in self.named_parameters()}
+
+    def trains(self) -> bool:
+        """Whether anything has `requires_grad`."""
+        return any(p.requires_grad for p in self.parameters())
+
+    def configure_optimizers(self) -> Optimizer:
+        groups: list[ParameterGroup] = self.module.parameter_groups()
+        for name, strategy in self.strategies.items():
+            own = [p for p in strategy.parameters() if p.requires_grad]
+            if own:
+                groups.append({"params": own, "name": name, "lr_scale": 1.0, "weight_decay": 0.0})
+        build = self.module.build_optimizer
+        for strategy in reversed(self.composition.of("wrap_optimizer")):
+            build = _nested(strategy, build)
+        optimizer: Optimizer = build(groups)
+        optimizer.register_step_post_hook(self._note_step)
+        return optimizer
+
+    def _note_step(self, *_: Any) -> None:
+        self._stepped = True
+
+    def on_train_start(self) -> None:
+        optimizer = self.optimizers(use_pl_optimizer=False)
+        assert isinstance(optimizer, Optimizer)
+        self.on_optimizer(optimizer)
+
+    # -- one step ---------------------------------------------------------------------------------------------------
+
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        self.module.train()
+        micro = batch_idx % self.trainer.accumulate_grad_batches
+        seeds.reseed(self.seed, "batch", self.task_index, self.task_step, micro, self.global_rank)
+        factor = self.module.schedule(self.task_step, self.task_steps) * self.task.lr_scale
+        for group in self.trainer.optimizers[0].param_groups:
+            group["lr"] = self.module.lr * factor * group.get("lr_scale", 1.0)
+        self.lr = self.module.lr * factor
+        if self.pulse.late:
+            self._read_pulse()
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        side = batch.pop("side", {})
+        batch = self.module.objective.prepare(batch)
+        context = self._context = Context(self, "fit", batch, side)
+        context.outputs = context.forward(batch)
+        terms = dict(self.module.loss(context.outputs, batch))
+        for strategy in self.composition.of("losses"):
+            terms.update({f"{strategy.name}/{k}": v for k, v in strategy.losses(context).items()})
+        total = torch.stack([t.float() for t in terms.values()]).sum()
+        self.figures.update({k: v.detach() for k, v in terms.items()})
+        self.figures["loss"] = total.detach()
+        self.pulse.send(total, self.wants_stop(), self.step)
+        if not self.pulse.late:
+            self._read_pulse()
+        return total
+
+    def _read_pulse(self) -> None:
+        message = self.pulse.read()
+        if message is None:
+            return
+        loss, stop, step = message
+        self.last_loss = loss
+        if not math.isfinite(loss):
+            raise RunError(
+                f"the loss is {loss} in task '{self.task.name}' at step {self.task_step - (self.step - step)} of "
+                f"{self.task_steps} (step {step} of the run); lower the learning rate or look at the data"
+            )
+        if stop:
+            self.trainer.should_stop = True
+
+    def settle(self) -> None:
+        """Read the message under way, before a checkpoint is written or a segment ends."""
+        self._read_pulse()
+
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        strategies = self.composition.of("on_gradients")
+        if not strategies:
+            return
+        assert self._context is not None
+        named = self.module.network.named_parameters()
+        self._context.grads = {n: p.grad for n, p in named if p.grad is not None}
+        with torch.no_grad():
+            for strategy in strategies:
+                strategy.on_gradients(self._context)  # type: ignore[arg-type]
+
+    def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
+        if (batch_idx + 1) % self.trainer.accumulate_grad_batches == 0:
+            self.segment_step += 1
+        if self._stepped:
+            self._stepped = False
+            assert self._context is not None
+            with torch.no_grad():
+                self.module.after_step()
+                for strategy in self.composition.of("on_step_end"):
+                    strategy.on_step_end(self._context)  # type: ignore[arg-type]
+            self.step += 1
+            self.task_step += 1
+        self.after_step(self, batch)
+        self._context = None
+
+    # -- evaluation ---------------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def evaluating(self, stage: Stage) -> Iterator[Callable[[Batch], Outputs]]:
+        """The forward that probes use, with strategies' wraps, in eval mode and without gradients."""
+        modes = {m: m.training for m in self.modules()}
+        self.eval()
+
+        def encode(batch: Batch) -> Outputs:
+            with torch.set_grad_enabled(False):
+                return Context(self, stage, batch).forward(batch)
+
+        try:
+            yield encode
+        finally:
+            for module, mode in modes.items():
+                module.training = mode
+
+
+def _nested(strategy: Any, inner: Callable[[list[ParameterGroup]], Optimizer]) -> Callable[..., Optimizer]:
+    return lambda groups: strategy.wrap_optimizer(inner, groups)
+
+
+def _no_teacher(name: str) -> nn.Module:
+    raise RunError(f"no teacher '{name}' outside a run")

@@ -1,0 +1,75 @@
+"""One row of the score matrix: every evaluation set, each sample encoded once for all the probes that look at it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from mmcl import distributed
+from mmcl.engine import Engine
+from mmcl.metrics.probes import ProbeResult
+from mmcl.outputs import move
+from mmcl.strategy import Stage
+from mmcl.stream import EvalSet
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A result and the time that it took."""
+
+    evalset: str
+    result: ProbeResult
+    seconds: float
+
+
+def evaluate(
+    engine: Engine,
+    data: Any,
+    evals: Iterable[EvalSet],
+    device: torch.device,
+    stage: Stage = "test",
+    variant: str = "",
+    between: Callable[[], None] = lambda: None,
+) -> list[Cell]:
+    """Measure evaluation sets with the strategies' evaluation weights in place.
+
+    Args:
+        engine: module and strategies, on `device`.
+        data: gives `eval_loader(source, limit=...)`.
+        evals: what to measure; sets over one source share one pass.
+        device: where the batches go.
+        stage: ``validate`` uses each set's fixed subset, ``test`` all samples.
+        variant: name of other evaluation weights.
+        between: called between passes; may raise to stop (an interrupted run).
+
+    Returns:
+        One cell for each set, in their order.
+    """
+    passes: dict[tuple[Any, ...], list[EvalSet]] = {}
+    for evalset in evals:
+        limit = evalset.subset if stage == "validate" else None
+        passes.setdefault((id(evalset.source), limit), []).append(evalset)
+    cells: dict[str, Cell] = {}
+    order = [e.name for group in passes.values() for e in group]
+    with engine.composition.eval_weights(variant), engine.evaluating(stage) as encode:
+        for (_, limit), group in passes.items():
+            between()
+            began = time.perf_counter()
+            probes = [engine.module.probe(e) for e in group]
+            with torch.no_grad():
+                for probe in probes:
+                    probe.start(lambda batch: encode(move(batch, device)))
+                for batch in data.eval_loader(group[0].source, limit=limit):
+                    batch = move(batch, device)
+                    outputs = encode(batch)
+                    for probe in probes:
+                        probe.update(batch, outputs)
+                results = [p.compute(distributed.total, distributed.gather) for p in probes]
+            seconds = (time.perf_counter() - began) / len(group)
+            for evalset, result in zip(group, results, strict=True):
+                cells[evalset.name] = Cell(evalset.name, result, seconds)
+    return [cells[name] for name in order]

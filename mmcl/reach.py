@@ -1,0 +1,116 @@
+"""What the runner lends to strategies: effective weights, snapshots, teachers, collectives, random numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mmcl import checkpoint, distributed, seeds, weights
+from mmcl.errors import ConfigError
+from mmcl.outputs import Weights
+from mmcl.stream import Source, Stream, Task
+
+STABLE = ("initial", "start", "pre_anneal")
+
+
+class RunReach:
+    """`mmcl.strategy.Reach` for one run.
+
+    Snapshots are files in the run folder, written once by rank 0 and read by all; a teacher is a network built anew and
+    filled from a snapshot, one per name, shared by all strategies.
+
+    Args:
+        module: the module in training.
+        data: the stream's data.
+        folder: ``snapshots/`` of the run folder.
+        declared: snapshots that some strategy reads.
+        seed: of the run.
+    """
+
+    def __init__(self, module: Any, data: Any, folder: Path, declared: frozenset[str], seed: int) -> None:
+        for name in declared:
+            if name not in STABLE and not name.startswith("task-"):
+                raise ConfigError(f"unknown snapshot '{name}'; known: initial, start, pre_anneal, task-K")
+        self.module = module
+        self.data = data
+        self.stream: Stream = data.stream
+        self.task: Task | None = None
+        self.seed = seed
+        self._folder = folder
+        self._declared = declared
+        self._snapshots: dict[str, Weights] = {}
+        self._teachers: dict[str, nn.Module] = {}
+        self._captions: dict[int, list[str]] = {}
+
+    @property
+    def device(self) -> torch.device:
+        """Where the network is."""
+        return next(self.module.network.parameters()).device
+
+    def weights(self, copy: bool, dtype: torch.dtype | None) -> Weights:
+        return weights.read(self.module.network, copy, dtype)
+
+    def load(self, values: Mapping[str, Tensor]) -> None:
+        weights.write(self.module.network, values)
+
+    def swap(self, values: Mapping[str, Tensor]) -> AbstractContextManager[None]:
+        return weights.swapped(self.module.network, values)
+
+    def reduce(self, tensor: Tensor) -> Tensor:
+        return distributed.mean(tensor)
+
+    def generator(self, task: Task) -> torch.Generator:
+        return seeds.generator(self.seed, "task", self.stream.position(task))
+
+    def captions(self, source: Source) -> list[str]:
+        """Every distinct caption of a source, in the order of its samples."""
+        key = id(source)
+        if key not in self._captions:
+            self._captions[key] = list(dict.fromkeys(self.data.captions(source)))
+        return self._captions[key]
+
+    # -- snapshots and teachers -----------------------------------------------------------------------------------
+
+    def take(self, name: str) -> None:
+        """Write a snapshot of the live network, if somebody reads it. Called by the runner on all ranks."""
+        if name not in self._declared:
+            return
+        if distributed.rank() == 0:
+            checkpoint.save_weights(self._folder / f"{name}.safetensors", self.weights(copy=False, dtype=None))
+        distributed.barrier()
+        self._snapshots.pop(name, None)
+        self._teachers.pop(name, None)
+
+    def snapshot(self, name: str) -> Weights:
+        self._require(name)
+        if name not in self._snapshots:
+            loaded = checkpoint.load_weights(self._folder / f"{name}.safetensors")
+            self._snapshots[name] = {k: v.to(self.device) for k, v in loaded.items()}
+        return self._snapshots[name]
+
+    def teacher(self, name: str) -> nn.Module:
+        self._require(name)
+        if name not in self._teachers:
+            with torch.random.fork_rng(devices=[]):
+                network: nn.Module = self.module.build_network()
+            weights.write(network, checkpoint.load_weights(self._folder / f"{name}.safetensors"))
+            network.requires_grad_(False).eval().to(self.device)
+            self._teachers[name] = network
+        return self._teachers[name]
+
+    def _require(self, name: str) -> None:
+        if name not in self._declared:
+            raise ConfigError(f"snapshot '{name}' is read but not declared; add it to the strategy's `snapshots`")
+
+    def move(self, device: torch.device) -> None:
+        """Teachers and snapshots follow the network."""
+        for network in self._teachers.values():
+            network.to(device)
+        self._snapshots = {n: {k: v.to(device) for k, v in s.items()} for n, s in self._snapshots.items()}
+
+
