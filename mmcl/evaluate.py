@@ -49,14 +49,10 @@ def evaluate(
     Returns:
         One cell for each set, in their order.
     """
-    passes: dict[tuple[Any, ...], list[EvalSet]] = {}
-    for evalset in evals:
-        limit = evalset.subset if stage == "validate" else None
-        passes.setdefault((id(evalset.source), limit), []).append(evalset)
+    evals = list(evals)
     cells: dict[str, Cell] = {}
-    order = [e.name for group in passes.values() for e in group]
     with engine.composition.eval_weights(variant), engine.evaluating(stage) as encode:
-        for (_, limit), group in passes.items():
+        for limit, group in _passes(evals, stage):
             between()
             began = time.perf_counter()
             probes = [engine.module.probe(e) for e in group]
@@ -72,4 +68,18 @@ def evaluate(
             seconds = (time.perf_counter() - began) / len(group)
             for evalset, result in zip(group, results, strict=True):
                 cells[evalset.name] = Cell(evalset.name, result, seconds)
-    return [cells[name] for name in order]
+    return [cells[e.name] for e in evals]
+
+
+def _passes(evals: list[EvalSet], stage: Stage) -> list[tuple[int | None, list[EvalSet]]]:
+    """Evaluation sets that read the same samples, together."""
+    passes: list[tuple[int | None, list[EvalSet]]] = []
+    for evalset in evals:
+        limit = evalset.subset if stage == "validate" else None
+        for other, group in passes:
+            if other == limit and group[0].source == evalset.source:
+                group.append(evalset)
+                break
+        else:
+            passes.append((limit, [evalset]))
+    return passes

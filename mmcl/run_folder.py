@@ -1,0 +1,153 @@
+"""The run folder: config.yaml, results.json, matrix.csv, metrics.jsonl, checkpoints/, snapshots/, and its lock."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from mmcl.errors import ConfigError
+
+IDENTITY = "identity.json"
+
+
+def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
+    """Nested mappings and lists as one level of dotted keys."""
+    if isinstance(value, Mapping):
+        items = [(str(k), v) for k, v in value.items()]
+    elif isinstance(value, (list, tuple)):
+        items = [(str(i), v) for i, v in enumerate(value)]
+    else:
+        return {prefix: value}
+    flat: dict[str, Any] = {}
+    for key, inner in items:
+        flat.update(flatten(inner, f"{prefix}.{key}" if prefix else key))
+    return flat or {prefix: "{}" if isinstance(value, Mapping) else "[]"}
+
+
+def digest(identity: Mapping[str, Any]) -> str:
+    """A hash of what makes two runs the same."""
+    return hashlib.sha256(json.dumps(identity, sort_keys=True, default=str).encode()).hexdigest()
+
+
+class RunFolder:
+    """Paths and small records of one run.
+
+    Args:
+        path: the folder; it is created by `claim`.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def snapshots(self) -> Path:
+        return self.path / "snapshots"
+
+    @property
+    def results(self) -> Path:
+        return self.path / "results.json"
+
+    @property
+    def metrics(self) -> Path:
+        return self.path / "metrics.jsonl"
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the folder for this process.
+
+        Raises:
+            ConfigError: another process holds it.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        lock = self.path / ".lock"
+        with lock.open("a+") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                file.seek(0)
+                holder = file.read().strip() or "another process"
+                raise ConfigError(f"{self.path} is in use by {holder}; wait for it or choose another --run_dir") from error
+            file.seek(0)
+            file.truncate()
+            file.write(f"process {os.getpid()}")
+            file.flush()
+            try:
+                yield
+            finally:
+                fcntl.flock(file, fcntl.LOCK_UN)
+
+    def check_identity(self, identity: Mapping[str, Any]) -> None:
+        """Refuse a folder that holds a run of another configuration, naming the keys that differ.
+
+        Raises:
+            ConfigError: the folder belongs to another configuration, or holds something else.
+        """
+        file = self.path / IDENTITY
+        if not file.exists():
+            foreign = [p.name for p in self.path.iterdir() if not p.name.startswith(".")] if self.path.exists() else []
+            if "results.json" in foreign or "checkpoints" in foreign:
+                raise ConfigError(f"{self.path} holds a run without {IDENTITY}; choose another --run_dir")
+            return
+        old, new = flatten(json.loads(file.read_text())), flatten(json.loads(json.dumps(identity, default=str)))
+        keys = sorted(k for k in old.keys() | new.keys() if old.get(k) != new.get(k))
+        if keys:
+            shown = [f"{k} ({old.get(k, 'absent')} there, {new.get(k, 'absent')} here)" for k in keys[:6]]
+            more = f" and {len(keys) - 6} more" if len(keys) > 6 else ""
+            raise ConfigError(
+                f"{self.path} belongs to another configuration; it differs in {', '.join(shown)}{more}; "
+                "choose another --run_dir"
+            )
+
+    def write_identity(self, identity: Mapping[str, Any]) -> None:
+        """Record what makes this run itself."""
+        write_text(self.path / IDENTITY, json.dumps(identity, indent=1, sort_keys=True, default=str) + "\n")
+
+    def read_results(self) -> dict[str, Any] | None:
+        """results.json, or None before the first row."""
+        return json.loads(self.results.read_text()) if self.results.exists() else None
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replace a small file at once, so that a reader never sees half of it."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, path)
+
+
+class MetricsLog:
+    """metrics.jsonl: one JSON object a line, appended, and cut back to a recorded length when a run is resumed.
+
+    Every record has ``kind`` (``step``, ``row``, ``segment``) and ``time`` (seconds since the epoch; this and the fields
+    that end in ``seconds`` or ``per_second`` are the only ones that differ between two equal runs).
+    """
+
+    def __init__(self, path: Path, offset: int, enabled: bool = True) -> None:
+        self._path = path
+        self._enabled = enabled
+        if enabled:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with path.open("ab") as file:
+                file.truncate(offset)
+
+    def write(self, kind: str, **record: Any) -> None:
+        """Append one record."""
+        if not self._enabled:
+            return
+        line = json.dumps({"kind": kind, **record, "time": round(time.time(), 3)})
+        with self._path.open("a", encoding="utf-8") as file:
+            file.write(line + "\n")
+
+    def offset(self) -> int:
+        """Length in bytes, for the checkpoint."""
+        return self._path.stat().st_size if self._enabled and self._path.exists() else 0
