@@ -47,6 +47,9 @@ class Objective(nn.Module):
 
     needs: frozenset[str] = frozenset()
 
+    def check(self, task: Any) -> None:
+        """Refuse a task that lacks what the objective needs (`ConfigError`), before anything is written."""
+
     def start(self, module: Any, task: Any) -> None:
         """Take what a task means (class names, templates) before its first batch."""
 

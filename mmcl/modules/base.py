@@ -104,6 +104,8 @@ class Module(pl.LightningModule):
                     f"evaluation set '{evalset.name}': {type(self).__name__} has no probe '{evalset.probe}'; "
                     f"{near(evalset.probe, self.probes)}"
                 )
+        for task in stream.tasks:
+            self.objective.check(task)
 
     def grow(self, task: Task) -> None:
         """Structure and `requires_grad` for a task; a pure function of (seed, task), replayed when a run is resumed."""
@@ -162,6 +164,10 @@ class Module(pl.LightningModule):
         total = torch.stack(list(terms.values())).sum()
         self.log("loss", total, prog_bar=True)
         return total
+
+    def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
+        """Outside a stream: what the runner does after each optimizer step."""
+        self.after_step()
 
     def configure_optimizers(self) -> Any:
         """Outside a stream: the same optimizer, with the schedule over the trainer's own number of steps."""

@@ -1,0 +1,90 @@
+"""Zero-shot classification of an evaluation set against the texts of its classes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from mmcl.errors import ConfigError, RunError
+from mmcl.metrics.probes import Encode, Probe, ProbeResult, describe_templates
+from mmcl.metrics.zero_shot import score_ranks, zero_shot_classifier, zero_shot_logits
+from mmcl.outputs import Batch, Outputs
+
+TEXTS_AT_ONCE = 512
+Prompts = Callable[[Sequence[str], Sequence[str]], Tensor]
+
+
+class ZeroShotProbe(Probe):
+    """Share of images whose own class text is the nearest one (Radford et al., 2021).
+
+    A class's weights are the normalised mean over templates of its normalised text features. All counts are whole
+    numbers per class, so that neither batches nor ranks change the result.
+
+    Args:
+        prompts: (class names, templates) -> (C, T, L) ids.
+        class_names: in the order of the labels.
+        templates: each with one ``{}``.
+        k: the k of top-k beside top-1.
+    """
+
+    metric = "top1"
+
+    def __init__(self, prompts: Prompts, class_names: Sequence[str], templates: Sequence[str], k: int = 5) -> None:
+        if k < 2:
+            raise ConfigError(f"zero_shot: option k is {k}; it must be 2 or more (top-1 is always reported)")
+        self.prompts = prompts
+        self.class_names = class_names
+        self.templates = templates
+        self.k = k
+        self.protocol = f"zero-shot top-1 over {len(class_names)} classes, {describe_templates(templates)}"
+        self.classifier = torch.empty(0)
+        self.counts = torch.empty(0)
+
+    def start(self, encode: Encode) -> None:
+        """Build the (C, D) classifier, some classes at a time."""
+        tokens = self.prompts(self.class_names, self.templates)
+        at_once = max(1, TEXTS_AT_ONCE // len(self.templates))
+        rows = []
+        for group in tokens.split(at_once):
+            texts = group.flatten(0, 1)
+            features = [encode({"text": part}).features["text"] for part in texts.split(TEXTS_AT_ONCE)]
+            rows.append(zero_shot_classifier(torch.cat(features).unflatten(0, group.shape[:2])))
+        self.classifier = torch.cat(rows)
+        self.counts = torch.zeros(3, len(tokens), dtype=torch.int64, device=self.classifier.device)
+
+    def update(self, batch: Batch, outputs: Outputs) -> None:
+        """Count the batch's hits per class.
+
+        Raises:
+            RunError: no labels, or labels that no class name stands for.
+        """
+        if "labels" not in batch:
+            raise RunError("zero_shot: the evaluation set's samples have no labels")
+        logits = zero_shot_logits(outputs.features["image"], self.classifier)
+        labels: Tensor = batch["labels"]
+        if "valid" in batch:
+            logits, labels = logits[batch["valid"]], labels[batch["valid"]]
+        classes = logits.shape[1]
+        if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < classes:
+            raise RunError(
+                f"zero_shot: labels {int(labels.min())}..{int(labels.max())} do not fit {classes} class names"
+            )
+        ranks = score_ranks(logits, labels)
+        found = torch.stack([ranks < 1, ranks < self.k, torch.ones_like(ranks, dtype=torch.bool)])
+        self.counts += torch.stack([torch.bincount(labels[row], minlength=classes) for row in found])
+
+    def compute(self, sum_over_ranks: Callable[[Tensor], Tensor], gather: Callable[[Tensor], Tensor]) -> ProbeResult:
+        """top1, top-k, and the mean over the classes present of each one's recall."""
+        top1, topk, seen = sum_over_ranks(self.counts).cpu()
+        count = int(seen.sum())
+        if count == 0:
+            raise RunError("zero_shot: the evaluation set has no samples")
+        present = seen > 0
+        metrics = {
+            "top1": int(top1.sum()) / count,
+            f"top{self.k}": int(topk.sum()) / count,
+            "mean_per_class_recall": float((top1[present].double() / seen[present].double()).mean()),
+        }
+        return ProbeResult(metrics["top1"], count, metrics, correct=int(top1.sum()))

@@ -1,0 +1,195 @@
+"""CLIP and its kin on open_clip: two towers, contrastive training, zero-shot classification and retrieval."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mmcl.errors import ConfigError, near
+from mmcl.modules import clip_source
+from mmcl.modules.base import Module, OptimizerBuilder
+from mmcl.modules.clip_layers import TOWERS, canonical, layer_scales, tower
+from mmcl.modules.clip_transform import ImageAugment, SampleTransform
+from mmcl.modules.contrastive_losses import Contrastive
+from mmcl.outputs import Batch, Objective, Outputs, Site
+from mmcl.schedule import Schedule
+from mmcl.stream import EvalSet, Stream, Task
+
+MAX_LOGIT_SCALE = math.log(100)
+"""Upper bound of the learned temperature, as CLIP was trained."""
+AUGMENT = ImageAugment()
+
+
+class CLIPModule(Module):
+    """Any CLIP-like model that open_clip builds: CLIP, SigLIP, the contrastive part of CoCa.
+
+    Args:
+        model: an architecture of open_clip (``ViT-B-32``), a JSON file with a configuration, ``local-dir:PATH``,
+            ``package:some.package/FOLDER`` or ``hf-hub:ORGANISATION/NAME``.
+        pretrained: open_clip's tag of pretrained weights, for its own architectures. None: random weights.
+        checkpoint: file of weights (safetensors, or torch's format without code), also of mmcl.
+        random_init: ignore the weights of a folder or hub model: pretrain from scratch.
+        objective: `Contrastive` by default; `ClassTextCrossEntropy` for images with class names.
+        trainable: what trains: ``image``, ``text``, ``logit_scale`` (with SigLIP's bias).
+        layer_decay: factor on the learning rate per layer, from each tower's output down. None: one rate.
+        augment: the training transform of images; None trains on what evaluation sees.
+        lr: learning rate; each task may scale it.
+        weight_decay: of the default optimizer; vectors and scalars are not decayed.
+        betas: of the default optimizer.
+        schedule: factor on the rate over a task's steps. None: 10 % warm-up, then cosine to 0.
+        optimizer: takes parameter groups and returns an optimizer, in place of AdamW.
+
+    Weights are float32; mixed precision is the Trainer's. Training clamps the logit scale to at most 100.
+    """
+
+    provides = frozenset({"features", "features.image", "features.text", "logits", "logit_scale", "sites.linear"})
+    probes = frozenset({"zero_shot", "retrieval"})
+
+    def __init__(
+        self,
+        model: str,
+        pretrained: str | None = None,
+        checkpoint: str | None = None,
+        random_init: bool = False,
+        objective: Objective | None = None,
+        trainable: Sequence[Literal["image", "text", "logit_scale"]] = ("image", "text", "logit_scale"),
+        layer_decay: float | None = None,
+        augment: ImageAugment | None = AUGMENT,
+        lr: float = 1e-5,
+        weight_decay: float = 0.0,
+        betas: tuple[float, float] = (0.9, 0.98),
+        schedule: Schedule | None = None,
+        optimizer: OptimizerBuilder | None = None,
+    ) -> None:
+        super().__init__(objective or Contrastive(), lr, weight_decay, betas, schedule, optimizer)
+        for part in trainable:
+            if part not in TOWERS:
+                raise ConfigError(f"CLIPModule: trainable part '{part}' is unknown; {near(part, TOWERS)}")
+        if layer_decay is not None and not 0 < layer_decay <= 1:
+            raise ConfigError(f"CLIPModule: layer_decay is {layer_decay}; it must be within (0, 1]")
+        self.source = clip_source.find(model)
+        self.trainable = frozenset(trainable)
+        self.network = self.source.create(pretrained, checkpoint, random_init)
+        visual: Any = self.network.visual
+        self.samples = SampleTransform(visual.preprocess_cfg, augment, self.source.tokenizer())
+        self._scales = {} if layer_decay is None else layer_scales(self.network, layer_decay)
+        self._prompts: dict[tuple[tuple[str, ...], tuple[str, ...]], Tensor] = {}
+        self._choose_trainable()
+
+    # -- the contract -----------------------------------------------------------------------------------------------
+
+    def compute(self, network: nn.Module, batch: Batch) -> Outputs:
+        """Features of what the batch holds; class logits where it holds images and ``class_text``.
+
+        Args:
+            network: the live one or a teacher.
+            batch: ``image`` (B, 3, H, W), ``text`` (B, L) or, with owners ``text_rows`` (N,), (N, L), ``class_text``
+                (C, L), ``labels`` (B,), ``valid`` (B,); all of them optional.
+
+        Returns:
+            ``features`` under the keys ``image``, ``text``, ``class_text``, not normalised; ``logits`` (B, C).
+        """
+        clip: Any = network
+        outputs = Outputs(logit_scale=clip.logit_scale.exp().squeeze())
+        if clip.logit_bias is not None:
+            outputs.extra["logit_bias"] = clip.logit_bias.squeeze()
+        if "image" in batch:
+            outputs.features["image"] = clip.encode_image(batch["image"])
+        for key in ("text", "class_text"):
+            if key in batch:
+                outputs.features[key] = clip.encode_text(batch[key])
+        outputs.targets = batch.get("labels")
+        outputs.valid = batch.get("valid")
+        if "image" in batch and "class_text" in batch:
+            outputs.logits = _class_logits(outputs, outputs.features["class_text"])
+        return outputs
+
+    def build_network(self) -> nn.Module:
+        with torch.random.fork_rng(devices=[]):  # a teacher must not move the random numbers of the run
+            return self.source.build()
+
+    def transform(self, sample: dict[str, Any], augment: bool) -> dict[str, Any]:
+        return self.samples(sample, augment)
+
+    def tokenize(self, texts: Sequence[str]) -> Tensor:
+        return self.samples.tokenize(texts)
+
+    def prompts(self, class_names: Sequence[str], templates: Sequence[str]) -> Tensor:
+        """(C, T, L) ids of all class names in all templates, kept for the next evaluation."""
+        key = (tuple(class_names), tuple(templates))
+        if key not in self._prompts:
+            tokens = self.tokenize([t.format(name) for name in class_names for t in templates])
+            self._prompts[key] = tokens.reshape(len(class_names), len(templates), -1)
+        return self._prompts[key]
+
+    def probe(self, evalset: EvalSet) -> Any:
+        from mmcl.metrics.retrieval_probe import RetrievalProbe
+        from mmcl.metrics.zero_shot_probe import ZeroShotProbe
+
+        where = f"evaluation set '{evalset.name}'"
+        if evalset.probe not in self.probes:
+            raise ConfigError(f"{where}: CLIPModule has no probe '{evalset.probe}'; {near(evalset.probe, self.probes)}")
+        try:
+            if evalset.probe == "retrieval":
+                return RetrievalProbe(**evalset.options)
+            if evalset.class_names is None:
+                raise ConfigError(f"{where}: zero-shot classification needs `class_names`")
+            return ZeroShotProbe(self.prompts, evalset.class_names, evalset.templates, **evalset.options)
+        except TypeError as error:
+            raise ConfigError(f"{where}: options {dict(evalset.options)} do not fit its probe: {error}") from error
+
+    def sites(self, kind: str) -> list[Site]:
+        if kind != "linear":
+            return super().sites(kind)
+        from mmcl.modules.sites import linear_sites
+
+        return linear_sites(self.network, tower)
+
+    def check(self, stream: Stream) -> None:
+        super().check(stream)
+        for evalset in stream.evals:
+            self.probe(evalset)
+            fields = evalset.source.fields
+            needed = {"image", "text"} if evalset.probe == "retrieval" else {"image", "labels"}
+            if fields is not None and needed - fields.keys():
+                lacking = ", ".join(sorted(needed - fields.keys()))
+                raise ConfigError(f"evaluation set '{evalset.name}': its source's `fields` lack {lacking}")
+
+    def grow(self, task: Task) -> None:
+        self._choose_trainable()
+
+    def _choose_trainable(self) -> None:
+        for name, parameter in self.network.named_parameters():
+            parameter.requires_grad_(tower(canonical(name)) in self.trainable)
+
+    def train(self, mode: bool = True) -> CLIPModule:
+        """A tower that does not train keeps its running statistics and drops nothing out."""
+        super().train(mode)
+        network: Any = self.network
+        if "image" not in self.trainable:
+            network.visual.eval()
+        if "text" not in self.trainable and isinstance(getattr(network, "text", None), nn.Module):
+            network.text.eval()
+        return self
+
+    @torch.no_grad()
+    def after_step(self) -> None:
+        scale = self.network.logit_scale
+        assert isinstance(scale, Tensor)
+        if scale.requires_grad:
+            scale.clamp_(0, MAX_LOGIT_SCALE)
+
+    def lr_scale(self, name: str) -> float:
+        return self._scales.get(canonical(name), 1.0)
+
+
+def _class_logits(outputs: Outputs, class_features: Tensor) -> Tensor:
+    assert outputs.logit_scale is not None
+    images = F.normalize(outputs.features["image"], dim=-1)
+    logits = outputs.logit_scale * images @ F.normalize(class_features, dim=-1).T
+    return logits + outputs.extra["logit_bias"] if "logit_bias" in outputs.extra else logits
