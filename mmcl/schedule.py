@@ -29,7 +29,7 @@ class WarmupCosine(Schedule):
 
     def __call__(self, step: int, steps: int) -> float:
         warmup = round(self.warmup * steps) if self.warmup < 1 else int(self.warmup)
-        return self.floor + (1 - self.floor) * warmup_cosine(step, steps=steps, warmup=min(warmup, max(steps - 1, 0)))
+        return self.floor + (1 - self.floor) * warmup_cosine(step, steps, min(warmup, max(steps - 1, 0)))
 
 
 class Constant(Schedule):
@@ -40,4 +40,4 @@ class Constant(Schedule):
 
     def __call__(self, step: int, steps: int) -> float:
         warmup = round(self.warmup * steps) if self.warmup < 1 else int(self.warmup)
-        return constant(step, warmup=warmup)
+        return constant(step, steps, min(warmup, steps))

@@ -43,16 +43,9 @@ class ZeroShotProbe(Probe):
         self.counts = torch.empty(0)
 
     def start(self, encode: Encode) -> None:
-        """Build the (C, D) classifier, some classes at a time."""
-        tokens = self.prompts(self.class_names, self.templates)
-        at_once = max(1, TEXTS_AT_ONCE // len(self.templates))
-        rows = []
-        for group in tokens.split(at_once):
-            texts = group.flatten(0, 1)
-            features = [encode({"text": part}).features["text"] for part in texts.split(TEXTS_AT_ONCE)]
-            rows.append(zero_shot_classifier(torch.cat(features).unflatten(0, group.shape[:2])))
-        self.classifier = torch.cat(rows)
-        self.counts = torch.zeros(3, len(tokens), dtype=torch.int64, device=self.classifier.device)
+        """Build the classifier."""
+        self.classifier = text_classifier(encode, self.prompts(self.class_names, self.templates))
+        self.counts = torch.zeros(3, len(self.classifier), dtype=torch.int64, device=self.classifier.device)
 
     def update(self, batch: Batch, outputs: Outputs) -> None:
         """Count the batch's hits per class.
@@ -88,3 +81,21 @@ class ZeroShotProbe(Probe):
             "mean_per_class_recall": float((top1[present].double() / seen[present].double()).mean()),
         }
         return ProbeResult(metrics["top1"], count, metrics, correct=int(top1.sum()))
+
+
+def text_classifier(encode: Encode, prompts: Tensor) -> Tensor:
+    """Class weights from texts, some at a time.
+
+    Args:
+        encode: gives ``features["text"]`` (N, D) of ``text`` (N, L).
+        prompts: (C, T, L) ids of T texts of each class.
+
+    Returns:
+        (C, D) rows of length 1.
+    """
+    rows = []
+    for group in torch.split(prompts, max(1, TEXTS_AT_ONCE // prompts.shape[1])):
+        parts = torch.split(group.flatten(0, 1), TEXTS_AT_ONCE)
+        features = torch.cat([encode({"text": part}).features["text"] for part in parts])
+        rows.append(zero_shot_classifier(features.reshape(*group.shape[:2], -1)))
+    return torch.cat(rows)

@@ -57,14 +57,14 @@ class Module(pl.LightningModule):
         self.schedule = schedule or WarmupCosine()
         self.optimizer_builder = optimizer
 
-    # -- the contract -----------------------------------------------------------------------------------------------
+    # -- the contract ------------------------------------------------------------------------------------------------
 
     def compute(self, network: nn.Module, batch: Batch) -> Outputs:
         """Outputs of `network` (the live one or a teacher) for a batch; what the batch lacks, the outputs lack."""
         raise NotImplementedError
 
     def build_network(self) -> nn.Module:
-        """A network of the same architecture with arbitrary weights, on the CPU: a teacher is filled from a snapshot."""
+        """A network of the same architecture and arbitrary weights, on the CPU; a teacher is filled from a snapshot."""
         raise NotImplementedError
 
     def transform(self, sample: dict[str, Any], augment: bool) -> dict[str, Any]:
@@ -147,7 +147,7 @@ class Module(pl.LightningModule):
         fused = all(p.is_cuda for g in groups for p in g["params"])
         return torch.optim.AdamW(groups, lr=self.lr, betas=self.betas, weight_decay=self.weight_decay, fused=fused)
 
-    # -- the only entry, and training on its own ----------------------------------------------------------------------
+    # -- the only entry, and training on its own ---------------------------------------------------------------------
 
     def forward(self, batch: Batch) -> Outputs:
         """Outputs of the live network."""

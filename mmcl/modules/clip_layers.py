@@ -19,7 +19,7 @@ def canonical(name: str) -> str:
 
 
 def tower(name: str) -> str | None:
-    """``image``, ``text`` or ``logit_scale`` (bias included); None for a captioner's decoder, which CLIP does not train."""
+    """``image``, ``text`` or ``logit_scale`` (with the bias); None for a captioner's decoder, which is not used."""
     if name.startswith("visual."):
         return "image"
     if name in ("logit_scale", "logit_bias"):

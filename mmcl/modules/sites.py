@@ -1,0 +1,167 @@
+"""Linear weights as places for adapters: attach a change to a weight, fold it in, take it away."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from mmcl.errors import RunError
+from mmcl.modules.clip_layers import block
+from mmcl.outputs import Site
+
+ROLES = {
+    "query": r"(q|q_proj|query|to_q|q_proj_weight)",
+    "key": r"(k|k_proj|key|to_k|k_proj_weight)",
+    "value": r"(v|v_proj|value|to_v|v_proj_weight)",
+    "mlp_in": r"(c_fc|fc1|fc1_g|fc1_x|w1|w2|intermediate\.dense)",
+    "mlp_out": r"(c_proj|fc2|w3|mlp\.proj)",
+    "out": r"(out_proj|to_out|attn\.proj|attn_pool\.proj|attention\.output\.dense)",
+}
+"""Role -> how the layer is called by open_clip, timm and transformers; the first that fits at the end of a name."""
+BARE = ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight")
+"""Weights that attention layers hold without a layer of their own."""
+PACKED = {"qkv": ("query", "key", "value"), "kv": ("key", "value"), "in_proj_weight": ("query", "key", "value")}
+
+
+class RowDeltas(nn.Module):
+    """Parametrization W -> W with delta() added to some rows.
+
+    The deltas belong to the strategy that attached them: they are held without registration, so that they are neither
+    in the network's state nor among its parameters.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.held: list[tuple[int, int, Callable[[], Tensor]]] = []
+
+    def forward(self, weight: Tensor) -> Tensor:
+        """The (out, in) weight with all deltas added."""
+        for start, stop, delta in self.held:
+            change = delta().to(weight.dtype)
+            if stop - start == weight.shape[0]:
+                weight = weight + change
+            else:
+                weight = torch.cat([weight[:start], weight[start:stop] + change, weight[stop:]])
+        return weight
+
+
+class LinearSite:
+    """Rows of one linear weight; see `mmcl.outputs.Site`.
+
+    `torch.nn.utils.parametrize` keeps packed attention weights in the graph, where a wrapped ``out_proj`` module would
+    not be: attention reads the tensor and never calls the module.
+    """
+
+    def __init__(
+        self, module: nn.Module, attribute: str, path: str, rows: tuple[int, int], tower: str, role: str
+    ) -> None:
+        weight: Tensor = getattr(module, attribute)
+        whole = rows == (0, weight.shape[0])
+        self.name = f"{path}.{attribute}" if whole else f"{path}.{attribute}[{rows[0]}:{rows[1]}]"
+        self.tower = tower
+        self.block = block(f"{path}.")
+        self.role = role
+        self.shape = (rows[1] - rows[0], weight.shape[1])
+        self._module = module
+        self._attribute = attribute
+        self._rows = rows
+        self._own: list[Callable[[], Tensor]] = []
+
+    def attach(self, delta: nn.Module) -> None:
+        """Make the weight's rows W + delta(). Several deltas add up.
+
+        Raises:
+            RunError: delta() has another shape.
+        """
+        if tuple(delta().shape) != self.shape:
+            raise RunError(f"site '{self.name}': delta() is {tuple(delta().shape)}, the weight's rows are {self.shape}")
+        deltas = self._deltas()
+        if deltas is None:
+            deltas = RowDeltas()
+            parametrize.register_parametrization(self._module, self._attribute, deltas)
+        deltas.held.append((*self._rows, delta))
+        self._own.append(delta)
+
+    @torch.no_grad()
+    def fold(self) -> None:
+        """Add this site's delta() to the weight; the caller then resets delta to zero."""
+        start, stop = self._rows
+        raw = self._raw()
+        for delta in self._own:
+            rows = raw[start:stop]
+            rows.copy_(rows.float() + delta().float())
+
+    def detach(self) -> None:
+        """Fold, and take the deltas away; the last one takes the parametrization with it."""
+        self.fold()
+        deltas = self._deltas()
+        if deltas is None:
+            return
+        deltas.held = [entry for entry in deltas.held if not any(entry[2] is own for own in self._own)]
+        self._own = []
+        if not deltas.held:
+            parametrize.remove_parametrizations(self._module, self._attribute, leave_parametrized=False)
+
+    def _deltas(self) -> RowDeltas | None:
+        if not parametrize.is_parametrized(self._module, self._attribute):
+            return None
+        return next((p for p in self._parametrizations() if isinstance(p, RowDeltas)), None)
+
+    def _parametrizations(self) -> Any:
+        module: Any = self._module
+        return module.parametrizations[self._attribute]
+
+    def _raw(self) -> Tensor:
+        attached = parametrize.is_parametrized(self._module, self._attribute)
+        raw: Tensor = self._parametrizations().original if attached else getattr(self._module, self._attribute)
+        return raw
+
+
+def linear_sites(network: nn.Module, tower: Callable[[str], str | None]) -> list[Site]:
+    """Sites of all linear weights in attention, MLPs and projection layers, in the network's order.
+
+    Args:
+        network: with open_clip's, timm's or transformers' layers. Convolutions and bare projection tensors
+            (``visual.proj``) are no linear layers.
+        tower: name of a parameter -> its tower; None leaves it out.
+    """
+    found: list[Site] = []
+    for path, module in network.named_modules():
+        if "parametrizations" in path:
+            continue
+        for attribute, rows, role in _weights(path, module):
+            kind = tower(f"{path}.{attribute}")
+            if kind is not None:
+                found.append(LinearSite(module, attribute, path, rows, kind, role))
+    return found
+
+
+def _weights(path: str, module: nn.Module) -> Iterator[tuple[str, tuple[int, int], str]]:
+    """(attribute, rows, role) of a module's own linear weights."""
+    linear = isinstance(module, nn.Linear)
+    last = path.rsplit(".", 1)[-1] if linear else ""
+    for attribute in ("weight",) if linear else BARE:
+        weight = getattr(module, attribute, None)
+        if not isinstance(weight, Tensor):
+            continue
+        packed = PACKED.get(last or attribute)
+        if packed is None:
+            yield attribute, (0, weight.shape[0]), _role(path if last else f"{path}.{attribute}")
+            continue
+        size = weight.shape[0] // len(packed)
+        for i, role in enumerate(packed):
+            yield attribute, (i * size, (i + 1) * size), role
+
+
+def _role(path: str) -> str:
+    for role, pattern in ROLES.items():
+        if re.search(rf"(^|\.){pattern}$", path):
+            return role
+    if re.search(r"(^|\.)(proj|text_projection|head)$", path):
+        return "projection"
+    return "mlp_out" if re.search(r"(^|\.)output\.dense$", path) else "other"
