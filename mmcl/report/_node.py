@@ -31,7 +31,9 @@ class Node:
     def text(self, key: str, default: str | None = None) -> str:
         """A string; an error where it is missing and `default` is None."""
         value = self._value(key, default)
-        return value if isinstance(value, str) else self._refuse(key, "a string", value)
+        if not isinstance(value, str):
+            raise self._error(key, "a string", value)
+        return value
 
     def maybe_text(self, key: str) -> str | None:
         """A string, or None where the key is missing or null."""
@@ -43,20 +45,22 @@ class Node:
         if value is None:
             return None
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-            return self._refuse(key, "a finite number", value)
+            raise self._error(key, "a finite number", value)
         return float(value)
 
     def whole(self, key: str) -> int | None:
         """A whole number, or None where the key is missing or null."""
         value = self.number(key)
         if value is not None and value != int(value):
-            return self._refuse(key, "a whole number", value)
+            raise self._error(key, "a whole number", value)
         return None if value is None else int(value)
 
     def count(self, key: str) -> int:
         """A whole number that must be there and not be negative."""
         value = self.whole(key)
-        return value if value is not None and value >= 0 else self._refuse(key, "a whole number from 0", value)
+        if value is None or value < 0:
+            raise self._error(key, "a whole number from 0", value)
+        return value
 
     def numbers(self, key: str) -> dict[str, float | None]:
         """An object of numbers (null allowed); empty where the key is missing."""
@@ -71,14 +75,14 @@ class Node:
         """A list of objects, each one made into something; empty where the key is missing."""
         value = self.data.get(key, [])
         if not isinstance(value, list):
-            return self._refuse(key, "a list", value)
+            raise self._error(key, "a list", value)
         return tuple(build(Node(item, f"{self.where}: {key}[{index}]")) for index, item in enumerate(value))
 
     def texts(self, key: str) -> tuple[str, ...]:
         """A list of strings; empty where the key is missing."""
         value = self.data.get(key, [])
         if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
-            return self._refuse(key, "a list of strings", value)
+            raise self._error(key, "a list of strings", value)
         return tuple(value)
 
     def _value(self, key: str, default: Any) -> Any:
@@ -89,8 +93,8 @@ class Node:
             )
         return value
 
-    def _refuse(self, key: str, wanted: str, value: Any) -> Any:
-        raise MmclError(f"{self.where}: {key!r} must be {wanted}, found {_kind(value)}")
+    def _error(self, key: str, wanted: str, value: Any) -> MmclError:
+        return MmclError(f"{self.where}: {key!r} must be {wanted}, found {_kind(value)}")
 
 
 def _kind(value: Any) -> str:

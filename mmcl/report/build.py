@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from mmcl.errors import MmclError
-from mmcl.report.formats import number
+from mmcl.report.formats import MINUS, number
 from mmcl.report.groups import Group, group_runs, load
 from mmcl.report.headline import headline, learned_line
 from mmcl.report.heatmap import HeatMap, colour_scale, column_groups, heat_map
@@ -90,16 +90,19 @@ class Verdict:
     big: str
     unit: str
     tone: str
+    strength: int
     kept: str
     learned: str
     seeds: str
     unfinished: str
 
 
-def _verdict(group: Group, index: int, several: bool) -> Verdict:
+def _verdict(group: Group, index: int, several: bool, scale: float) -> Verdict:
     measure, change = group.measure("retention_difference"), group.stat("retention_difference").mean
     unit = group.measure("retention_final").unit
-    start, end = (number(group.stat(f"retention_{part}").mean, unit) for part in ("initial", "final"))
+    initial, final = (group.stat(f"retention_{part}").mean for part in ("initial", "final"))
+    start, end = number(initial, unit), number(final, unit)
+    size = abs(change or 0.0) if unit == "percent" else abs((change or 0.0) / (initial or 1.0))
     text = number(change, measure.unit)
     learned = group.stat("last").mean
     return Verdict(
@@ -108,7 +111,8 @@ def _verdict(group: Group, index: int, several: bool) -> Verdict:
         baseline=several and index == 0,
         big=text,
         unit="points" if measure.unit == "points" and change is not None else "",
-        tone="good" if text.startswith("+") else "bad" if change and not text.startswith("0") else "",
+        tone="good" if text.startswith("+") else "bad" if text.startswith(MINUS) else "",
+        strength=round(100 * min(size / scale, 1.0)),
         kept=f"held out {start} → {end}" if change is not None else str(measure.reason),
         learned="" if learned is None else f"learned {number(learned, group.measure('last').unit)}",
         seeds=f"{len(group.runs)} seeds" if len(group.runs) > 1 else "",
@@ -127,7 +131,7 @@ def _context(groups: Sequence[Group]) -> dict[str, Any]:
         "seeds": any(len(group.runs) > 1 for group in groups),
         "headline": headline(groups),
         "learned": learned_line(groups),
-        "verdicts": [_verdict(group, index, several) for index, group in enumerate(groups)],
+        "verdicts": [_verdict(group, index, several, scale) for index, group in enumerate(groups)],
         "maps": [heat_map(group, index, scale) for index, group in enumerate(groups)],
         "seed_maps": [_seed_maps(group, index, scale) for index, group in enumerate(groups)],
         "scale": round(100 * scale),

@@ -35,7 +35,9 @@ def headline(groups: Sequence[Group]) -> str:
     rest = [_kept(group, whole=False) if kept else _learned(group) for group in others]
     if len(groups) > 4:
         rest = [f"the best of the other {len(groups) - 1}, {rest[0]}"]
-    return "; ".join([first, *rest]) + "."
+    sizes = {len(group.runs) for group in (baseline, *others)}
+    seeds = f"; means of {sizes.pop()} seeds" if len(sizes) == 1 and 1 not in sizes else ""
+    return "; ".join([first, *rest]) + f"{seeds}."
 
 
 def learned_line(groups: Sequence[Group]) -> str | None:
@@ -45,9 +47,9 @@ def learned_line(groups: Sequence[Group]) -> str | None:
     if first is None:
         return None
     name, unit = metric_name(baseline.first, baseline.first.matrix.trained), baseline.measure("last").unit
-    text = f"On the columns of all tasks {baseline.label} ends at {number(first, unit)} {name}"
-    if unit == "percent":
-        text = text.replace(f" {name}", f" % {name}" if name == "accuracy" else f" % ({name})")
+    verb = "stands" if any(group.unfinished for group in groups) else "ends"
+    percent = " %" if unit == "percent" else ""
+    text = f"On the columns of all tasks {baseline.label} {verb} at {number(first, unit)}{percent} {name}"
     ends = []
     for group in groups[1:4] if len(groups) <= 4 else []:
         value = group.stat("last").mean
@@ -70,7 +72,7 @@ def _kept(group: Group, *, whole: bool) -> str:
     unit = group.measure("retention_final").unit
     what = f"held-out {metric_name(group.first, group.first.held_out)}"
     size = number(abs(change), "percent" if unit == "percent" else "score")
-    span = f"({number(start, unit)} → {number(end, unit)}{_seeds(group)})"
+    span = f"({number(start, unit)} → {number(end, unit)})"
     if not float(size):
         return f"{_who(group)} kept its {what} {span}" if whole else f"{_who(group)} lost none {span}"
     if measure.unit == "points":
@@ -92,14 +94,10 @@ def _learned(group: Group) -> str:
     size = text.lstrip(f"{MINUS}+")
     points = " points" if measure.unit == "points" else ""
     final = number(end, group.measure("last").unit)
-    return f"{_who(group)} {lost} {size}{points} of what earlier tasks had learned (final mean {final}{_seeds(group)})"
+    return f"{_who(group)} {lost} {size}{points} of what earlier tasks had learned (final mean {final})"
 
 
 def _who(group: Group) -> str:
     if not group.unfinished:
         return group.label
     return f"{group.label} (unfinished, {max(group.done, 0)} of {len(group.first.tasks)} tasks)"
-
-
-def _seeds(group: Group) -> str:
-    return f", mean of {len(group.runs)} seeds" if len(group.runs) > 1 else ""

@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from io import StringIO
+from itertools import pairwise
 from typing import Any
 
 from markupsafe import Markup, escape
@@ -18,6 +19,7 @@ from mmcl.report.results import Results
 SERIES = 8  # the style sheet has this many colours; further runs repeat them with another dash
 DASHES = ("-", (0, (5, 2)), (0, (1.5, 1.5)))
 INK, FAINT = "#0a0001", "#0a0002"  # drawn in these, then replaced by the page's own variables
+LEAST = 10.0  # percent points that an axis spans at least, so that noise does not look like a fall
 SIZE = (5.4, 3.3)  # inches of 72 px: small enough to be readable without zoom on a narrow screen
 
 
@@ -81,7 +83,9 @@ def segment_curves(groups: Sequence[Group]) -> list[Plot]:
         note += "; a cut may use a subset of the samples"
         if any(len(group.runs) > 1 for group in groups):
             note += "; first seed of each run"
-        plots.append(_draw(title, note, lines, scale, ends=_ends(groups)))
+        begin = min(x for line in lines for x, _ in line.points)
+        ends = [end for end in _ends(groups) if end[0] > begin]
+        plots.append(_draw(title, note, lines, scale, ends=ends))
     return plots
 
 
@@ -143,7 +147,8 @@ def _draw(
             _add(axes, line, scale)
         if ticks:
             short = [tick if len(tick) <= 16 else f"{tick[:15]}…" for tick in ticks]
-            crowded = sum(map(len, short)) > 44
+            room = 54 / max(len(short) - 1, 1)  # characters between two ticks
+            crowded = any(len(left) + len(right) > 2 * room - 7 for left, right in pairwise(short))
             axes.set_xticks(range(len(ticks)), short, rotation=40 * crowded, ha="right" if crowded else "center")
             axes.set_xlim(-0.2, len(ticks) - 0.8)
         else:
@@ -155,6 +160,9 @@ def _draw(
                 (step, 1.0), (-3, 3), xycoords=("data", "axes fraction"), textcoords="offset points",
                 ha="right", fontsize=9, color=FAINT,
             )  # fmt: skip
+        low, high = axes.get_ylim()
+        if scale > 1 and high - low < LEAST:
+            axes.set_ylim((low + high - LEAST) / 2, (low + high + LEAST) / 2)
         axes.yaxis.set_major_locator(MaxNLocator(5, min_n_ticks=3))
         axes.grid(axis="y", color=FAINT, linewidth=0.5, alpha=0.35)
         axes.tick_params(color=FAINT, labelcolor=INK, length=3)
