@@ -9,7 +9,7 @@ from importlib import import_module, metadata
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from mmcl.runner import run
+    from mmcl.api import run
     from mmcl.strategy import StepContext, Strategy
     from mmcl.stream import Budget, EvalSet, Source, Stream, Task
 
@@ -25,7 +25,7 @@ _HOMES = {
     "Strategy": "mmcl.strategy",
     "Stream": "mmcl.stream",
     "Task": "mmcl.stream",
-    "run": "mmcl.runner",
+    "run": "mmcl.api",
 }
 
 

@@ -173,7 +173,12 @@ def optimizer_state(optimizer: Optimizer, names: Mapping[int, str]) -> dict[str,
         optimizer: any torch optimizer.
         names: `id(parameter)` -> name.
     """
-    state = {names[id(p)]: dict(optimizer.state[p]) for g in optimizer.param_groups for p in g["params"] if p in optimizer.state}
+    state = {
+        names[id(p)]: dict(optimizer.state[p])
+        for g in optimizer.param_groups
+        for p in g["params"]
+        if p in optimizer.state
+    }
     keep = (int, float, str, bool, type(None), Tensor, list, tuple)
     groups = [
         {k: v for k, v in g.items() if k not in ("params", "param_names") and isinstance(v, keep)}

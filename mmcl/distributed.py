@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import cast
-
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -59,19 +57,14 @@ def gather(tensor: Tensor) -> Tensor:
     dist.all_gather(counts, rows)
     sizes = [int(c.item()) for c in counts]
     most = max(sizes)
-    padded = torch.cat([tensor, tensor.new_zeros((most - tensor.shape[0], *tensor.shape[1:]))]) if most > tensor.shape[0] else tensor
+    padded = (
+        torch.cat([tensor, tensor.new_zeros((most - tensor.shape[0], *tensor.shape[1:]))])
+        if most > tensor.shape[0]
+        else tensor
+    )
     if padded.requires_grad:
-        parts = list(all_gather(padded.contiguous()))
+        parts = list(all_gather(padded.contiguous()))  # type: ignore[no-untyped-call]
     else:
         parts = [torch.empty_like(padded) for _ in sizes]
         dist.all_gather(parts, padded.contiguous())
     return torch.cat([part[:size] for part, size in zip(parts, sizes, strict=True)])
-
-
-def broadcast_text(text: str) -> str:
-    """Rank 0's string on all ranks."""
-    if world_size() == 1:
-        return text
-    box = [text]
-    dist.broadcast_object_list(box)
-    return cast(str, box[0])

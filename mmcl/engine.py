@@ -35,7 +35,7 @@ class Context:
         self.side = side or {}
         self.outputs: Outputs
         self.lr = engine.lr
-        self.grads: dict[str, Tensor] = {}
+        self.grads: Mapping[str, Tensor] = {}
         self._outputs: dict[tuple[int, bool], Outputs] = {}
         self._teachers: dict[tuple[str, int], Outputs] = {}
 
@@ -132,6 +132,7 @@ class Engine(pl.LightningModule):
         self.composition = composition
         self.seed = seed
         self.task_index = -1
+        self.title = ""
         self.task_steps = 0
         self.step = 0
         self.task_step = 0
@@ -147,7 +148,7 @@ class Engine(pl.LightningModule):
         self._context: Context | None = None
         self._stepped = False
 
-    # -- the optimizer --------------------------------------------------------------------------------------------
+    # -- the optimizer -----------------------------------------------------------------------------------------------
 
     def names(self) -> dict[int, str]:
         """`id(parameter)` -> name, for everything that could train."""
@@ -178,7 +179,7 @@ class Engine(pl.LightningModule):
         assert isinstance(optimizer, Optimizer)
         self.on_optimizer(optimizer)
 
-    # -- one step ---------------------------------------------------------------------------------------------------
+    # -- one step ----------------------------------------------------------------------------------------------------
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         self.module.train()
@@ -234,7 +235,7 @@ class Engine(pl.LightningModule):
         self._context.grads = {n: p.grad for n, p in named if p.grad is not None}
         with torch.no_grad():
             for strategy in strategies:
-                strategy.on_gradients(self._context)  # type: ignore[arg-type]
+                strategy.on_gradients(self._context)
 
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
         if (batch_idx + 1) % self.trainer.accumulate_grad_batches == 0:
@@ -245,13 +246,13 @@ class Engine(pl.LightningModule):
             with torch.no_grad():
                 self.module.after_step()
                 for strategy in self.composition.of("on_step_end"):
-                    strategy.on_step_end(self._context)  # type: ignore[arg-type]
+                    strategy.on_step_end(self._context)
             self.step += 1
             self.task_step += 1
         self.after_step(self, batch)
         self._context = None
 
-    # -- evaluation ---------------------------------------------------------------------------------------------------
+    # -- evaluation --------------------------------------------------------------------------------------------------
 
     @contextmanager
     def evaluating(self, stage: Stage) -> Iterator[Callable[[Batch], Outputs]]:

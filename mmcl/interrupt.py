@@ -1,4 +1,4 @@
-"""SIGTERM, SIGUSR1 and SIGINT ask a run to save its state and leave; the runner honours them in training and evaluation."""
+"""SIGTERM, SIGUSR1 and SIGINT ask a run to save its state and leave, while it trains or evaluates."""
 
 from __future__ import annotations
 

@@ -50,7 +50,8 @@ class RunReach:
     @property
     def device(self) -> torch.device:
         """Where the network is."""
-        return next(self.module.network.parameters()).device
+        found: torch.device = next(self.module.network.parameters()).device
+        return found
 
     def weights(self, copy: bool, dtype: torch.dtype | None) -> Weights:
         return weights.read(self.module.network, copy, dtype)
@@ -112,5 +113,3 @@ class RunReach:
         for network in self._teachers.values():
             network.to(device)
         self._snapshots = {n: {k: v.to(device) for k, v in s.items()} for n, s in self._snapshots.items()}
-
-

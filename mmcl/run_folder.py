@@ -77,7 +77,9 @@ class RunFolder:
             except OSError as error:
                 file.seek(0)
                 holder = file.read().strip() or "another process"
-                raise ConfigError(f"{self.path} is in use by {holder}; wait for it or choose another --run_dir") from error
+                raise ConfigError(
+                    f"{self.path} is in use by {holder}; wait for it or choose another --run_dir"
+                ) from error
             file.seek(0)
             file.truncate()
             file.write(f"process {os.getpid()}")
@@ -128,8 +130,8 @@ def write_text(path: Path, text: str) -> None:
 class MetricsLog:
     """metrics.jsonl: one JSON object a line, appended, and cut back to a recorded length when a run is resumed.
 
-    Every record has ``kind`` (``step``, ``row``, ``segment``) and ``time`` (seconds since the epoch; this and the fields
-    that end in ``seconds`` or ``per_second`` are the only ones that differ between two equal runs).
+    Every record has ``kind`` (``step``, ``row``, ``segment``) and ``time`` (seconds since the epoch), which is the only
+    field that differs between two equal runs.
     """
 
     def __init__(self, path: Path, offset: int, enabled: bool = True) -> None:

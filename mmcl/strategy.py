@@ -96,7 +96,9 @@ class StepContext(Protocol):
     outputs: Outputs
     lr: float
     grads: Mapping[str, Tensor]
-    generator: torch.Generator
+
+    @property
+    def generator(self) -> torch.Generator: ...
 
     def forward(self, batch: Batch, bare: bool = False) -> Outputs:
         """Outputs of the live network, computed once a step for each batch; `bare` skips the strategies' wraps."""
@@ -176,7 +178,8 @@ class Strategy(nn.Module):
     def add_state(self, name: str, default: Any, dtype: torch.dtype | None = torch.float32) -> None:
         """Declare state that is saved and restored: a tensor, a number, a string, None, or dicts and lists of these.
 
-        It becomes an attribute. It is no buffer: buffers are broadcast by DDP at every forward and cast with the module.
+        It becomes an attribute. It is no buffer: DDP broadcasts buffers at every forward, and they are cast with the
+        module.
 
         Args:
             name: the attribute.
@@ -220,7 +223,9 @@ class Strategy(nn.Module):
         """
         reach: Reach | None = self.__dict__.get("_reach")
         if reach is None:
-            raise ConfigError(f"strategy '{type(self).__name__}' is not part of a run; pass it to mmcl.run or `mmcl fit`")
+            raise ConfigError(
+                f"strategy '{type(self).__name__}' is not part of a run; pass it to mmcl.run or `mmcl fit`"
+            )
         return reach
 
     @property

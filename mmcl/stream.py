@@ -56,7 +56,9 @@ class Source:
         if self.share is not None and not 0.0 < self.share <= 1.0:
             raise ConfigError(f"source '{self.name}': share {self.share} is outside (0, 1]")
         if self.role == "side" and self.share is not None:
-            raise ConfigError(f"source '{self.name}': a side source has a batch of its own; give `batch_size`, not `share`")
+            raise ConfigError(
+                f"source '{self.name}': a side source has a batch of its own; give `batch_size`, not `share`"
+            )
 
 
 @dataclass(frozen=True)
@@ -107,7 +109,9 @@ class Budget:
             return math.ceil(self.epochs * own_samples / own_per_batch)
         assert self.tokens is not None
         if sample_tokens is None:
-            raise ConfigError("budget: `tokens` needs a module with a fixed sequence length; give steps, samples or epochs")
+            raise ConfigError(
+                "budget: `tokens` needs a module with a fixed sequence length; give steps, samples or epochs"
+            )
         return math.ceil(self.tokens / (batch_size * sample_tokens))
 
     def __str__(self) -> str:

@@ -65,8 +65,8 @@ def prepare(trainer: pl.Trainer, has_buffers: bool) -> None:
     connector.teardown = lambda: None
     trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]
     if trainer.progress_bar_callback is not None and not isinstance(trainer.progress_bar_callback, StreamBar):
-        kept = [c for c in trainer.callbacks if c is not trainer.progress_bar_callback]
-        trainer.callbacks[:] = [*kept, StreamBar()]
+        callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
+        callbacks[:] = [*(c for c in callbacks if c is not trainer.progress_bar_callback), StreamBar()]
 
 
 def launch(trainer: pl.Trainer, function: Callable[[], T]) -> T:

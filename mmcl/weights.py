@@ -1,7 +1,7 @@
 """Effective weights of a network under canonical names.
 
-A parametrized weight (an adapter attached by `torch.nn.utils.parametrize`) is spoken of by the name and the value that it
-has without the parametrization, so that averages, anchors and snapshots need not know of adapters.
+A parametrized weight (an adapter attached by `torch.nn.utils.parametrize`) is spoken of by the name that it has without
+the parametrization and by the value that the network computes with, so that averages, anchors and snapshots need not know of adapters.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def _entries(network: nn.Module) -> Iterator[tuple[str, nn.Module, str, Tensor]]
         persistent = (n for n in owner._buffers if n not in owner._non_persistent_buffers_set)
         own.update({n: b for n in persistent if (b := owner._buffers[n]) is not None})
         if parametrize.is_parametrized(owner):
-            own.update({n: p.original for n, p in owner.parametrizations.items()})  # type: ignore[operator,union-attr]
+            own.update({n: p.original for n, p in owner.parametrizations.items()})
         for attribute, raw in own.items():
             yield f"{prefix}.{attribute}".lstrip("."), owner, attribute, raw
 

@@ -1,0 +1,56 @@
+"""From Python: one call that runs a stream."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+
+from mmcl import plugins
+from mmcl import trainer as lightning
+from mmcl.record import describe
+from mmcl.runner import Runner, RunOptions
+from mmcl.strategy import Strategy
+from mmcl.stream import Stream
+
+
+def run(
+    stream: Any,
+    module: Any,
+    strategies: Sequence[Strategy] | Strategy = (),
+    trainer: pl.Trainer | None = None,
+    *,
+    run_dir: str | Path,
+    seed: int = 0,
+    **options: Any,
+) -> dict[str, Any]:
+    """Train a module on a stream, as `mmcl fit` does; call it again with the same `run_dir` to continue.
+
+    Args:
+        stream: a `mmcl.Stream`, or a `mmcl.datamodules.StreamDataModule` where the batch size or workers matter.
+        module: for instance `mmcl.modules.CLIPModule`.
+        strategies: one strategy or several.
+        trainer: a Lightning Trainer; None makes one for the machine at hand.
+        run_dir: the run folder.
+        seed: of everything random.
+        **options: further fields of `mmcl.runner.RunOptions`.
+
+    Returns:
+        The contents of results.json.
+
+    Raises:
+        ConfigError: refused at start-up, nothing was written.
+        RunError: a fault while running; the folder can be continued.
+    """
+    data = plugins.load("datamodules", "StreamDataModule")(stream) if isinstance(stream, Stream) else stream
+    given = [strategies] if isinstance(strategies, Strategy) else list(strategies)
+    identity = {
+        "seed": seed,
+        "model": type(module).__name__,
+        "strategies": [describe(s) for s in given],
+        "data": {"batch_size": data.batch_size, "stream": [repr(t) for t in data.stream.tasks]},
+    }
+    kept = RunOptions(run_dir=Path(run_dir), seed=seed, identity=identity, **options)
+    return Runner(data, module, given, trainer or lightning.make(), kept).fit()

@@ -1,0 +1,228 @@
+"""fit, validate, test and predict: LightningCLI, with the runner behind it."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shlex
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from jsonargparse import Namespace
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+
+from mmcl import plugins, presets
+from mmcl import trainer as lightning
+from mmcl.dry_run import dry_run
+from mmcl.errors import ConfigError
+from mmcl.evaluate import Cell
+from mmcl.interrupt import Interrupted
+from mmcl.modules.base import Module
+from mmcl.predict import predict
+from mmcl.report.text import final_table
+from mmcl.runner import Runner, RunOptions
+from mmcl.strategy import Strategy
+
+logger = logging.getLogger("mmcl")
+
+NOT_IDENTITY = (
+    "config",
+    "run_dir",
+    "dry_run",
+    "save_every",
+    "keep_tasks",
+    "data.workers",
+    "data.pin_memory",
+    "data.eval_batch_size",
+    *(
+        f"trainer.{key}"
+        for key in (
+            "accelerator strategy devices num_nodes logger callbacks log_every_n_steps enable_progress_bar profiler "
+            "enable_model_summary enable_checkpointing default_root_dir barebones detect_anomaly num_sanity_val_steps "
+            "use_distributed_sampler model_registry enable_autolog_hparams"
+        ).split()
+    ),
+)
+"""Keys that do not change the result: a run may be continued with others."""
+
+
+class Parser(LightningArgumentParser):
+    """A parser whose errors are one line."""
+
+    def error(self, message: str, ex: Exception | None = None) -> Any:
+        """Raise instead of printing the usage."""
+        cause: BaseException | None = ex
+        while cause is not None:
+            if isinstance(cause, ConfigError):
+                raise cause
+            cause = cause.__cause__ or cause.__context__
+        raise ConfigError(" ".join(message.split())) from ex
+
+
+class MmclCLI(LightningCLI):
+    """`mmcl fit|validate|test|predict`: every constructor argument is a YAML key and a flag."""
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        """The Trainer's methods; what belongs to the stream is not asked for."""
+        own = {"model", "datamodule", "verbose", "weights_only", "return_predictions"}
+        loaders = {"train_dataloaders", "val_dataloaders", "dataloaders"}
+        return {
+            "fit": own | loaders | {"ckpt_path"},
+            "validate": own | loaders,
+            "test": own | loaders,
+            "predict": own | loaders,
+        }
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """The arguments of a run, beside model, data and trainer."""
+        parser.add_argument("--strategies", type=list[Strategy], default=[], help="Any number; none is fine-tuning.")
+        parser.add_argument("--run_dir", type=str, default="runs/run", help="The run folder.")
+        parser.add_argument("--save_every", type=int, default=500, help="Steps between checkpoints within a task.")
+        parser.add_argument("--keep_tasks", type=bool, default=True, help="Keep the checkpoint of every task.")
+        parser.add_argument("--carry_optimizer", type=bool, default=False, help="Keep moments from task to task.")
+        parser.add_argument("--init_from", type=str | None, default=None, help="Run or checkpoint to start from.")
+        parser.add_argument("--dry_run", action="store_true", help="Say what would be done; write nothing.")
+        parser.link_arguments("seed_everything", "data.stream.init_args.seed")
+
+    def _parse_ckpt_path(self) -> None:
+        """Checkpoints never override the command line."""
+
+    def before_instantiate_classes(self) -> None:
+        """Keep the configuration as it was typed: it is the run's identity."""
+        config: Namespace = self.config[self.subcommand]
+        dumped = self._parser(self.subcommand).dump(config, skip_link_targets=False, skip_none=False)
+        self.typed: dict[str, Any] = yaml.safe_load(dumped)
+
+    def runner(self) -> Runner:
+        """The runner of this command's configuration."""
+        given = self.config_init[self.subcommand]
+        options = RunOptions(
+            run_dir=Path(given["run_dir"]),
+            seed=int(given["seed_everything"]),
+            save_every=given["save_every"],
+            keep_tasks=given["keep_tasks"],
+            carry_optimizer=given["carry_optimizer"],
+            init_from=given["init_from"],
+            command="mmcl " + shlex.join(sys.argv[1:]) if sys.argv[1:] else "",
+            config=f"# mmcl {self.subcommand} --config {given['run_dir']}/config.yaml\n"
+            + yaml.safe_dump({k: v for k, v in self.typed.items() if k not in ("config", "dry_run")}, sort_keys=False),
+            identity=identity(self.typed),
+        )
+        return Runner(self.datamodule, self.model, given["strategies"], self.trainer, options)
+
+    def fit(self, **_: Any) -> None:
+        """Train a model on a stream; the same command continues an interrupted run."""
+        runner = self.runner()
+        if self.config_init["fit"]["dry_run"]:
+            print(dry_run(runner))
+            return
+        results = runner.fit()
+        if runner.is_main:
+            print(final_table(results))
+
+    def test(self, ckpt_path: str | None = "last", **_: Any) -> None:
+        """Score a checkpoint on the full evaluation sets."""
+        self._score("test", ckpt_path)
+
+    def validate(self, ckpt_path: str | None = "last", **_: Any) -> None:
+        """Score a checkpoint on the fixed subsets."""
+        self._score("validate", ckpt_path)
+
+    def _score(self, stage: Any, ckpt_path: str | None) -> None:
+        runner = self.runner()
+        cells = runner.test(ckpt_path or "last", stage, variants=stage == "test")
+        if not runner.is_main:
+            return
+        path = runner.resolve(ckpt_path or "last")
+        out = runner.folder.path / f"{stage}-{path.stem}.json"
+        scores = {name or "default": {c.evalset: _cell(c) for c in row} for name, row in cells.items()}
+        text = json.dumps(
+            {"format": "mmcl.scores/1", "checkpoint": str(path), "stage": stage, "scores": scores}, indent=1
+        )
+        out.write_text(text + "\n", encoding="utf-8")
+        for name, row in cells.items():
+            print(f"{path.stem}{f' [{name}]' if name else ''}")
+            for cell in row:
+                print(f"  {cell.evalset:<28} {cell.result.value:.6f}  n={cell.result.count}")
+        print(out)
+
+    def predict(self, ckpt_path: str | None = "last", **_: Any) -> None:
+        """Write a checkpoint's predictions on the evaluation sets, one JSON line for each sample."""
+        for path in predict(self.runner(), ckpt_path or "last"):
+            print(path)
+
+
+def _cell(cell: Cell) -> dict[str, Any]:
+    return {"value": cell.result.value, "count": cell.result.count, "metrics": cell.result.metrics}
+
+
+def identity(typed: Mapping[str, Any]) -> dict[str, Any]:
+    """The part of a configuration that decides the result."""
+    kept: dict[str, Any] = {}
+    for key, value in typed.items():
+        if key in NOT_IDENTITY:
+            continue
+        if isinstance(value, Mapping):
+            value = {k: v for k, v in value.items() if f"{key}.{k}" not in NOT_IDENTITY}
+        kept[key] = value
+    return kept
+
+
+def run_command(command: str, arguments: list[str]) -> int:
+    """Parse and run one of the Trainer's commands; returns the exit code."""
+    quiet()
+    folder, arguments = presets.default_run_dir(arguments)
+    arguments = [*_written_out(arguments), "--run_dir", str(folder)]
+    try:
+        MmclCLI(
+            Module,
+            plugins.load("datamodules", "StreamDataModule"),
+            subclass_mode_model=True,
+            save_config_callback=None,
+            trainer_defaults=lightning.DEFAULTS,
+            seed_everything_default=0,
+            parser_class=Parser,
+            auto_configure_optimizers=False,
+            load_from_checkpoint_support=False,
+            args=[command, *arguments],
+        )
+    except Interrupted as stop:
+        logger.warning("%s; the same command continues the run", stop)
+        return stop.exit_code
+    return 0
+
+
+def _written_out(arguments: list[str]) -> list[str]:
+    """Presets and short names as jsonargparse takes them; unknown names are refused before anything is built."""
+    result: list[str] = []
+    items = iter(arguments)
+    kinds = {
+        "--model": "modules",
+        "--strategies": "strategies",
+        "--strategies+": "strategies",
+        "--data.stream": "benchmarks",
+    }
+    for item in items:
+        name, equals, value = item.partition("=")
+        if item.startswith("--strategies+="):
+            name, value = "--strategies+", item.removeprefix("--strategies+=")
+        elif name in kinds or name in ("--config", "-c"):
+            value = value if equals else next(items, "")
+        if name in ("--config", "-c"):
+            result += ["--config", json.dumps(presets.load(presets.find(value)))]
+        elif name in kinds and value[:1] not in "[{":
+            result.append(f"{name}={plugins.class_path(kinds[name], value)}")
+        else:
+            result.append(item if name not in kinds else f"{name}={value}")
+    return result
+
+
+def quiet() -> None:
+    """Leave out what says nothing to a user of streams."""
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
+    logging.getLogger("root").addFilter(lambda record: "No pretrained weights" not in record.getMessage())

@@ -1,0 +1,60 @@
+"""What a run would do: tasks, counts, disk, and the time of a few real steps."""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+
+from mmcl.runner import Runner, RunOptions
+from mmcl.stream import Budget, Stream
+
+STEPS = 3
+
+
+def dry_run(runner: Runner) -> str:
+    """Check everything, time a few steps of the first task in a temporary folder, and say what the run would take.
+
+    Args:
+        runner: a runner that has not run.
+
+    Returns:
+        Lines for the terminal. Nothing is written to the run folder.
+    """
+    runner.check()
+    stream, data = runner.stream, runner.data
+    lines = [f"stream {stream.name}: {len(stream.tasks)} tasks, {len(stream.evals)} evaluation sets"]
+    total = 0
+    for i, task in enumerate(stream.tasks, 1):
+        plan = data.plan(task, ())
+        own = sum(data.count(s) for s in task.train)
+        total += plan.steps
+        lines.append(f"  task {i} {task.name}: {own} samples, {task.budget}, {plan.steps} steps of {data.batch_size}")
+    for evalset in stream.evals:
+        lines.append(f"  evaluation {evalset.name} ({evalset.group}): {data.count(evalset.source)} samples")
+    parameters = sum(p.numel() for p in runner.module.network.parameters())
+    network = sum(p.numel() * p.element_size() for p in runner.module.network.parameters())
+    snapshots = len(runner.composition.snapshots())
+    disk = network * (2 * 3 + len(stream.tasks) * runner.options.keep_tasks + snapshots)
+    lines.append(f"network: {parameters / 1e6:.2f} M parameters; checkpoints and snapshots: about {disk / 1e6:.0f} MB")
+    seconds = _seconds_per_step(runner)
+    if seconds is not None:
+        lines.append(f"time: {seconds:.3f} s a step here, about {total * seconds / 60:.1f} minutes of training in all")
+    lines.append("dry run: nothing was written")
+    return "\n".join(lines)
+
+
+def _seconds_per_step(runner: Runner) -> float | None:
+    first = next((t for t in runner.stream.tasks if runner.data.plan(t, ()).steps > 0), None)
+    if first is None:
+        return None
+    task = replace(first, budget=Budget(steps=STEPS), evaluates=None, segment=None)
+    stream = runner.stream
+    short = Stream(stream.name, [task], (), stream.sources)
+    with tempfile.TemporaryDirectory() as folder:
+        runner.data.stream = short
+        options = RunOptions(run_dir=Path(folder) / "dry", seed=runner.options.seed, save_every=0, keep_tasks=False)
+        results = Runner(runner.data, runner.module, runner.given, runner.trainer, options).fit()
+        runner.data.stream = stream
+    rate = results["tasks"][0]["samples_per_second"]
+    return None if rate is None else runner.data.batch_size / float(rate)

@@ -1,0 +1,60 @@
+"""Predictions of a checkpoint, one JSON line for each sample of each evaluation set."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+
+from mmcl import checkpoint
+from mmcl import trainer as lightning
+from mmcl.errors import ConfigError
+from mmcl.outputs import move
+from mmcl.runner import Runner
+
+
+def predict(runner: Runner, ckpt_path: str) -> list[Path]:
+    """Write ``predictions-<evaluation set>.jsonl`` into the run folder for every set whose probe gives predictions.
+
+    Args:
+        runner: of the run.
+        ckpt_path: ``last``, ``task-K`` or a path.
+
+    Returns:
+        The files.
+
+    Raises:
+        ConfigError: no evaluation set gives predictions, or more than one process was asked for.
+    """
+    if runner.trainer.world_size > 1:
+        raise ConfigError("predict runs in one process; set --trainer.devices 1")
+    runner.check()
+    written: list[Path] = lightning.launch(runner.trainer, lambda: _predict(runner, ckpt_path))
+    if not written:
+        raise ConfigError("no evaluation set of this stream gives predictions for single samples")
+    return written
+
+
+def _predict(runner: Runner, ckpt_path: str) -> list[Path]:
+    runner.set_up()
+    path = runner.resolve(ckpt_path)
+    runner.load(checkpoint.load(path), path)
+    device = lightning.device(runner.trainer)
+    written = []
+    with runner.composition.eval_weights(), runner.engine.evaluating("predict") as encode, torch.no_grad():
+        for evalset in runner.stream.evals:
+            probe = runner.module.probe(evalset)
+            if not hasattr(probe, "predict"):
+                continue
+            probe.start(lambda batch: encode(move(batch, device)))
+            out = runner.folder.path / f"predictions-{evalset.name}.jsonl"
+            with out.open("w", encoding="utf-8") as file:
+                for batch in runner.data.eval_loader(evalset.source):
+                    batch = move(batch, device)
+                    rows = probe.predict(batch, encode(batch))
+                    for key, valid, row in zip(batch["__key__"], batch["valid"].tolist(), rows, strict=True):
+                        if valid:
+                            file.write(json.dumps({"key": key, **row}, ensure_ascii=False) + "\n")
+            written.append(out)
+    return written

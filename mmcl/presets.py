@@ -1,0 +1,119 @@
+"""Config files by name: presets that ship with mmcl, and short names inside them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from mmcl import plugins
+from mmcl.errors import ConfigError, near
+
+FOLDER = Path(__file__).resolve().parent / "configs"
+
+
+def listing() -> dict[str, str]:
+    """Preset -> its first comment line, the command that runs it."""
+    found = {}
+    for file in sorted(FOLDER.rglob("*.yaml")):
+        name = file.relative_to(FOLDER).with_suffix("").as_posix()
+        first = file.read_text(encoding="utf-8").split("\n", 1)[0]
+        found[name] = first.removeprefix("#").strip()
+    return found
+
+
+def find(name: str) -> Path:
+    """The file behind a path or a preset's name, with or without folder and suffix.
+
+    Raises:
+        ConfigError: there is neither; the message gives near names.
+    """
+    path = Path(name)
+    if path.is_file():
+        return path
+    known = listing()
+    stem = name.removesuffix(".yaml").removeprefix("configs/")
+    for preset in known:
+        if stem in (preset, preset.rsplit("/", 1)[-1]):
+            return FOLDER / f"{preset}.yaml"
+    raise ConfigError(f"--config {name}: no such file or preset; {near(stem, known)}")
+
+
+def load(path: Path) -> dict[str, Any]:
+    """A config with short names of strategies, modules and benchmarks written out.
+
+    Raises:
+        ConfigError: the file is not valid YAML or holds no mapping.
+    """
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path} holds no settings; it must be a mapping with keys such as model, strategies, data")
+    expand(content)
+    return content
+
+
+def expand(content: dict[str, Any]) -> None:
+    """Write out short names where a plug-in is expected, in place.
+
+    Raises:
+        ConfigError: a name that is unknown, with near names.
+    """
+    content["model"] = _full("modules", content.get("model"))
+    strategies = content.get("strategies")
+    if isinstance(strategies, (str, dict)):
+        strategies = [strategies]
+    content["strategies"] = [_full("strategies", s) for s in strategies or []]
+    data = content.get("data")
+    if isinstance(data, dict) and "stream" in data:
+        data["stream"] = _full("benchmarks", data["stream"])
+    if content["model"] is None:
+        del content["model"]
+
+
+def _full(kind: str, value: Any) -> Any:
+    if isinstance(value, str):
+        return {"class_path": plugins.class_path(kind, value)}
+    if isinstance(value, dict) and isinstance(value.get("class_path"), str):
+        value["class_path"] = plugins.class_path(kind, value["class_path"])
+    elif kind == "benchmarks" and isinstance(value, dict) and "tasks" in value:
+        return {"class_path": "mmcl.stream.Stream", "init_args": value}
+    return value
+
+
+def default_run_dir(arguments: list[str]) -> tuple[Path, list[str]]:
+    """Where a run goes: `--run_dir`, else ``runs/`` and the name of the first config.
+
+    Returns:
+        The folder, and the arguments without `--run_dir`.
+    """
+    rest: list[str] = []
+    folder: Path | None = None
+    config: str | None = None
+    items = iter(arguments)
+    for item in items:
+        name, equals, value = item.partition("=")
+        if name == "--run_dir":
+            folder = Path(value if equals else next(items, ""))
+            continue
+        rest.append(item)
+        if name in ("--config", "-c") and config is None:
+            if not equals:
+                value = next(items, "")
+                rest.append(value)
+            config = value
+    return folder or _folder_of(config), rest
+
+
+def _folder_of(config: str | None) -> Path:
+    if config is None:
+        return Path("runs/run")
+    path = Path(config)
+    if path.is_file() and (path.parent / "identity.json").exists():
+        return path.parent
+    name = config.removesuffix(".yaml")
+    own = name.startswith("configs/") or not path.is_file()
+    return Path("runs") / (name.removeprefix("configs/") if own else path.stem)

@@ -1,0 +1,265 @@
+"""One model, its strategies and its data: the same structure in a new run, a resumed one and a test."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+
+from mmcl import checkpoint, distributed, seeds
+from mmcl import trainer as lightning
+from mmcl.checkpoint import Progress
+from mmcl.compose import Composition, check, expand
+from mmcl.engine import Engine
+from mmcl.errors import ConfigError
+from mmcl.evaluate import Cell, evaluate
+from mmcl.interrupt import Flag, Interrupted
+from mmcl.outputs import Batch, move
+from mmcl.reach import RunReach
+from mmcl.record import Record, describe, now, versions
+from mmcl.run_folder import RunFolder, digest
+from mmcl.strategy import Stage, Strategy
+from mmcl.stream import Task
+
+logger = logging.getLogger("mmcl")
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """How a run is kept.
+
+    Args:
+        run_dir: the run folder.
+        seed: of everything random.
+        save_every: optimizer steps between checkpoints within a task; 0 saves only between tasks.
+        keep_tasks: keep ``checkpoints/task-K.ckpt`` of every task.
+        carry_optimizer: start each task with the last one's optimizer moments, by name and where shapes agree.
+        init_from: run folder or checkpoint whose weights to start from.
+        command: what the user typed, for the report.
+        config: text of config.yaml, written before row 0.
+        identity: what makes two runs the same; an interrupted run continues only under an equal one.
+    """
+
+    run_dir: Path
+    seed: int = 0
+    save_every: int = 500
+    keep_tasks: bool = True
+    carry_optimizer: bool = False
+    init_from: str | None = None
+    command: str = ""
+    config: str | None = None
+    identity: Mapping[str, Any] | None = None
+
+
+class Session:
+    """One module, its strategies and its data on one Trainer.
+
+    Args:
+        data: the stream's data (`mmcl.datamodules.StreamDataModule`).
+        module: the module to train.
+        strategies: any number of strategies; none is plain fine-tuning.
+        trainer: a Lightning Trainer without limits of its own.
+        options: the run folder and how it is kept.
+
+    Raises:
+        ConfigError: what cannot work, before anything is written.
+    """
+
+    def __init__(
+        self, data: Any, module: Any, strategies: Sequence[Strategy], trainer: pl.Trainer, options: RunOptions
+    ) -> None:
+        self.data, self.module, self.trainer, self.options = data, module, trainer, options
+        self.stream = data.stream
+        self.given = list(strategies)
+        self.composition = Composition(expand(strategies))
+        self.engine = Engine(module, self.composition, options.seed)
+        self.folder = RunFolder(options.run_dir)
+        self.flag = Flag()
+        self.progress = Progress()
+        self.reach = RunReach(module, data, self.folder.snapshots, self.composition.snapshots(), options.seed)
+        self.record: Record
+        self.optimizer_state: dict[str, Any] | None = None
+        self.scaler_state: dict[str, Any] | None = None
+        self.engine.find_teacher = self.reach.teacher
+        self.engine.wants_stop = lambda: self.flag.signum != 0
+        for strategy in self.composition.strategies:
+            strategy.attach_reach(self.reach)
+
+    # -- start-up -----------------------------------------------------------------------------------------------------
+
+    def check(self) -> None:
+        """Everything that can be refused before anything is written.
+
+        Raises:
+            ConfigError: one line that says what is wrong, where, and what to do.
+        """
+        check(self.composition.strategies, self.module, lightning.facts(self.trainer))
+        self.module.check(self.stream)
+        buffers = any(b.is_floating_point() for b in self.module.network.buffers())
+        lightning.prepare(self.trainer, buffers)
+        self.data.bind(
+            self.module.transform,
+            seed=self.options.seed,
+            rank=self.trainer.global_rank,
+            world_size=self.trainer.world_size,
+            accumulate=self.trainer.accumulate_grad_batches,
+        )
+        self.data.check()
+        for task in self.stream.tasks:
+            self.data.plan(task, ())
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process writes."""
+        return bool(self.trainer.is_global_zero)
+
+    def set_up(self) -> None:
+        """Structure: the same in a new run, in a resumed one and in a test."""
+        self.engine.to(lightning.device(self.trainer))
+        seeds.reseed(self.options.seed, "setup")
+        for strategy in self.composition.of("setup"):
+            strategy.setup(self.stream)
+        self.engine.to(lightning.device(self.trainer))
+        plans = [self._plan_entry(t) for t in self.stream.tasks]
+        self.record = Record(self.folder, self.stream, self._header(), plans, self.is_main)
+
+    def _header(self) -> dict[str, Any]:
+        identity = self.options.identity or {}
+        run = {
+            "name": self.folder.path.name,
+            "status": "running",
+            "seed": self.options.seed,
+            "command": self.options.command or " ".join(sys.argv),
+            "config_hash": digest({k: v for k, v in identity.items() if "seed" not in k}),
+            "created": now(),
+            "finished": None,
+            "versions": versions(),
+            "world_size": self.trainer.world_size,
+            "precision": str(self.trainer.precision),
+            "device": str(lightning.device(self.trainer)),
+        }
+        return {"run": run, "strategies": [describe(s) for s in self.given]}
+
+    def _plan_entry(self, task: Task) -> dict[str, Any]:
+        plan = self.data.plan(task, ())
+        return {
+            "name": task.name,
+            "evaluates": task.evaluates,
+            "budget": str(task.budget),
+            "steps": plan.steps,
+            "samples": plan.steps * self.data.batch_size,
+            "own_samples": sum(self.data.count(s) for s in task.train),
+        }
+
+    def _enter(self, task: Task) -> None:
+        """Structure and meaning of a task; replayed for the tasks so far when a run is resumed."""
+        self.engine.task = self.reach.task = task
+        self.engine.task_index = self.stream.position(task)
+        seeds.reseed(self.options.seed, "grow", self.engine.task_index)
+        self.module.grow(task)
+        for strategy in self.composition.of("grow"):
+            strategy.grow(task)
+        self.engine.to(lightning.device(self.trainer))
+        self.module.objective.start(self.module, task)
+
+    def _hook(self, name: str, task: Task) -> None:
+        """`on_task_start` and `on_task_end`: on the device, in the training precision, with gradients on."""
+        for strategy in self.composition.of(name):
+            seeds.reseed(self.options.seed, name, self.engine.task_index, strategy.name)
+            with lightning.precision(self.trainer):
+                getattr(strategy, name)(task, self._data_pass(task))
+            self._stop_if_asked()
+
+    def _data_pass(self, task: Task) -> Any:
+        device = lightning.device(self.trainer)
+
+        def run(augment: bool = False, batch_size: int | None = None, limit: int | None = None) -> Iterator[Batch]:
+            for batch in self.data.pass_loader(task, augment=augment, batch_size=batch_size, limit=limit):
+                yield move(batch, device)
+
+        return run
+
+    def _measure(self, stage: Stage, variant: str = "") -> list[Cell]:
+        with lightning.precision(self.trainer):
+            return evaluate(
+                self.engine,
+                self.data,
+                self.stream.evals,
+                lightning.device(self.trainer),
+                stage,
+                variant,
+                self._stop_if_asked,
+            )
+
+    def _stop_if_asked(self) -> None:
+        signum = distributed.agree(self.flag.signum)
+        if signum:
+            raise Interrupted(signum)
+
+    def load(self, content: Mapping[str, Any], path: Path | str) -> None:
+        """Rebuild the structure of the tasks so far, then fill it."""
+        self.progress = checkpoint.progress_of(content)
+        for task in self.stream.tasks[: self.progress.task + 1]:
+            self._enter(task)
+        checkpoint.load_state(self.module.network, content["network"], "weight", path)
+        device = lightning.device(self.trainer)
+        for strategy in self.composition.strategies:
+            if strategy.name not in content["strategies"]:
+                known = ", ".join(content["strategies"]) or "none"
+                raise ConfigError(f"{path} has no state of strategy '{strategy.name}' (it has: {known})")
+            saved = content["strategies"][strategy.name]
+            checkpoint.load_state(strategy, saved["parameters"], f"parameter of {strategy.name}", path)
+            strategy.import_state(move(saved["state"], device))
+        self.optimizer_state, self.scaler_state = content["optimizer"], content["scaler"]
+        self.engine.last_loss = content["last_loss"]
+        self.engine.step, self.engine.task_step = self.progress.step, self.progress.task_step
+
+    def load_network(self, where: str) -> None:
+        """Start weights out of a run folder, a checkpoint or a safetensors file.
+
+        Raises:
+            ConfigError: nothing is there, or it is of another architecture.
+        """
+        path = Path(where)
+        path = path / "checkpoints" / "last.ckpt" if path.is_dir() else path
+        if not path.exists():
+            raise ConfigError(f"--init_from {where}: {path} does not exist")
+        weights = checkpoint.load_weights(path) if path.suffix == ".safetensors" else checkpoint.load(path)["network"]
+        checkpoint.load_state(self.module.network, weights, "weight", path)
+
+    # -- test --------------------------------------------------------------------------------------------------------
+
+    def test(self, ckpt_path: str, stage: Stage = "test", variants: bool = True) -> dict[str, list[Cell]]:
+        """Measure a checkpoint of this run: ``last``, ``task-K`` or a path.
+
+        Returns:
+            Variant of the evaluation weights (``""`` is the default one) -> cells.
+        """
+        self.check()
+        with self.flag.watching():
+            return lightning.launch(self.trainer, lambda: self._test(ckpt_path, stage, variants))
+
+    def _test(self, ckpt_path: str, stage: Stage, variants: bool) -> dict[str, list[Cell]]:
+        path = self.resolve(ckpt_path)
+        content = checkpoint.load(path)
+        self.set_up()
+        self.load(content, path)
+        names = ["", *(self.composition.variants() if variants else [])]
+        return {name: self._measure(stage, name) for name in names}
+
+    def resolve(self, ckpt_path: str) -> Path:
+        """The file behind ``last``, ``task-K`` or a path.
+
+        Raises:
+            ConfigError: there is no such checkpoint; the message lists those that exist.
+        """
+        path = self.folder.checkpoints / f"{ckpt_path}.ckpt" if not Path(ckpt_path).suffix else Path(ckpt_path)
+        if not path.exists():
+            there = sorted(p.stem for p in self.folder.checkpoints.glob("*.ckpt")) if self.folder.path.exists() else []
+            raise ConfigError(f"no checkpoint {path}; there are: {', '.join(there) or 'none'}")
+        return path

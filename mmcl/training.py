@@ -1,0 +1,196 @@
+"""Training one task: segments, the optimizer across fits, checkpoints at a stated cadence."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from torch.optim import Optimizer
+
+from mmcl import checkpoint, distributed
+from mmcl import trainer as lightning
+from mmcl.engine import Engine
+from mmcl.errors import RunError
+from mmcl.evaluate import Cell
+from mmcl.interrupt import Interrupted
+from mmcl.outputs import Batch
+from mmcl.run_folder import MetricsLog
+from mmcl.session import RunOptions, Session
+from mmcl.strategy import Strategy
+from mmcl.stream import Source, Task
+
+logger = logging.getLogger("mmcl")
+
+
+class Training(Session):
+    """A session that can train a task, from its start or from the middle of a segment."""
+
+    metrics: MetricsLog
+
+    def __init__(
+        self, data: Any, module: Any, strategies: Sequence[Strategy], trainer: pl.Trainer, options: RunOptions
+    ) -> None:
+        super().__init__(data, module, strategies, trainer, options)
+        self.engine.on_optimizer = self._restore_optimizer
+        self.engine.after_step = self._after_step
+
+    # -- training ----------------------------------------------------------------------------------------------------
+
+    def _train(self, task: Task, carried: bool) -> None:
+        plan = self.data.plan(task, self._sources(task))
+        self.engine.task_steps = plan.steps
+        self._restore_exact = not carried
+        if plan.steps == 0 or not self.engine.trains():
+            reason = "its budget is 0" if plan.steps == 0 else "nothing has requires_grad"
+            logger.info("task '%s' is not trained: %s", task.name, reason)
+            self._note(f"task '{task.name}' was not trained: {reason}")
+            return
+        while True:
+            done = self._segment_start(task) + self.progress.segment_step
+            size = task.segment or plan.steps
+            steps = min(size, plan.steps - self._segment_start(task))
+            if done >= plan.steps:
+                return
+            self._train_segment(task, steps)
+            if (
+                done + steps - self.progress.segment_step < plan.steps
+                and self._segment_start(task) + steps < plan.steps
+            ):
+                self._cut(task, steps)
+            else:
+                return
+
+    def _segment_start(self, task: Task) -> int:
+        return self.progress.segment * (task.segment or 0)
+
+    def _sources(self, task: Task) -> list[Source]:
+        return [s for strategy in self.composition.of("sources") for s in strategy.sources(task)]
+
+    def _train_segment(self, task: Task, steps: int) -> None:
+        loader = self.data.train_loader(
+            task,
+            self._sources(task),
+            positions=self.progress.positions,
+            segment=self.progress.segment,
+            first_step=self.progress.segment_step,
+            steps=steps,
+        )
+        left = steps - self.progress.segment_step
+        if left == 0:
+            return
+        self.engine.segment_step = self.progress.segment_step
+        self.engine.title = f"task {self.engine.task_index + 1}/{len(self.stream.tasks)} {task.name}"
+        lightning.set_global_step(self.trainer, self.engine.step)
+        try:
+            lightning.train(self.trainer, self.engine, loader, left)
+        finally:
+            self.engine.to(lightning.device(self.trainer))  # Lightning leaves it on the CPU
+        self._keep_optimizer()
+        self.engine.settle()
+        self._sync_buffers()
+        if self.trainer.should_stop:
+            self._save("started")
+            raise Interrupted(distributed.agree(self.flag.signum))
+        self.progress = replace(
+            self.progress, step=self.engine.step, task_step=self.engine.task_step, segment_step=self.engine.segment_step
+        )
+
+    def _cut(self, task: Task, steps: int) -> None:
+        """Between two segments: evaluate on the fixed subsets, let strategies look, ask for sources again."""
+        cells = self._measure("validate")
+        scores = {c.evalset: c.result.value for c in cells}
+        entry = {"task": task.name, "segment": self.progress.segment, "step": self.engine.step}
+        self.record.data["segments"].append({**entry, "task_step": self.engine.task_step, "scores": scores})
+        self.record.write()
+        self.metrics.write("segment", **entry, task_step=self.engine.task_step, scores=scores)
+        self._scores(cells)
+        plan = self.data.plan(task, self._sources(task))
+        positions = self.data.advance(self.progress.positions, plan, steps)
+        self.progress = replace(self.progress, segment=self.progress.segment + 1, segment_step=0, positions=positions)
+        self._restore_exact = True
+
+    def _after_step(self, engine: Engine, batch: Batch) -> None:
+        self.data.note_bad(batch)
+        stepped = engine.task_step > self.progress.task_step or engine.segment_step > self.progress.segment_step
+        if not stepped:
+            return
+        self.progress = replace(
+            self.progress, step=engine.step, task_step=engine.task_step, segment_step=engine.segment_step
+        )
+        every = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
+        if engine.task_step % max(every, 1) == 0 or engine.task_step == engine.task_steps:
+            figures = {k: float(v) for k, v in sorted(engine.figures.items())}
+            self.metrics.write(
+                "step", task=engine.task.name, step=engine.step, task_step=engine.task_step, lr=engine.lr, **figures
+            )
+        save = self.options.save_every
+        if save and engine.task_step % save == 0 and engine.task_step < engine.task_steps:
+            self._keep_optimizer()
+            engine.settle()
+            self._save("started")
+
+    # -- the optimizer across fits -----------------------------------------------------------------------------------
+
+    _restore_exact = False
+
+    def _keep_optimizer(self) -> None:
+        optimizers = self.trainer.optimizers
+        if optimizers:
+            inner = getattr(optimizers[0], "_optimizer", optimizers[0])
+            self.optimizer_state = checkpoint.optimizer_state(inner, self.engine.names())
+            self.scaler_state = self.trainer.precision_plugin.state_dict()
+
+    def _restore_optimizer(self, optimizer: Optimizer) -> None:
+        if self.optimizer_state is not None:
+            checkpoint.restore_optimizer(optimizer, self.optimizer_state, self.engine.names(), self._restore_exact)
+        if self.scaler_state:
+            self.trainer.precision_plugin.load_state_dict(self.scaler_state)
+
+    def _sync_buffers(self) -> None:
+        """Running statistics differ between ranks; rank 0's are the run's."""
+        if distributed.world_size() > 1:
+            for buffer in self.module.network.buffers():
+                torch.distributed.broadcast(buffer, src=0)
+
+    def _scores(self, cells: Sequence[Cell]) -> None:
+        scores = {c.evalset: c.result.value for c in cells}
+        for strategy in self.composition.of("on_scores"):
+            strategy.on_scores(scores, None)
+
+    def _note(self, text: str) -> None:
+        if text not in self.record.data["notes"]:
+            self.record.data["notes"].append(text)
+
+    # -- saving ------------------------------------------------------------------------------------------------------
+
+    def _save(self, phase: checkpoint.RunPhase, keep: str | None = None) -> None:
+        self.progress = replace(self.progress, phase=phase, metrics_offset=self.metrics.offset())
+        within = phase in ("started", "trained") or self.options.carry_optimizer
+        if self.is_main:
+            self._check_finite()
+            content = {
+                "progress": checkpoint.progress_dict(self.progress),
+                "seed": self.options.seed,
+                "network": self.module.network.state_dict(),
+                "strategies": {
+                    s.name: {"parameters": s.state_dict(), "state": s.export_state()}
+                    for s in self.composition.strategies
+                },
+                "optimizer": self.optimizer_state if within else None,
+                "scaler": self.scaler_state,
+                "last_loss": self.engine.last_loss,
+            }
+            last = self.folder.checkpoints / "last.ckpt"
+            checkpoint.save(last, content, keep_previous=True)
+            if keep is not None and self.options.keep_tasks:
+                checkpoint.link(last, self.folder.checkpoints / keep)
+        distributed.barrier()
+
+    def _check_finite(self) -> None:
+        for name, parameter in self.module.network.named_parameters():
+            if not torch.isfinite(parameter).all():
+                raise RunError(f"weight '{name}' is not finite after step {self.engine.step}; not saved")
