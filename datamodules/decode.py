@@ -1,0 +1,103 @@
+"""Bytes to objects, by a closed list of file extensions. Nothing that is read can run code."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageOps
+
+IMAGES = ("jpg", "jpeg", "png", "webp")
+_FORMATS = ("JPEG", "PNG", "WEBP")
+
+
+def kind(extension: str) -> str:
+    """The part of an extension that names the format: ``seg.png`` is a ``png``."""
+    return extension.rpartition(".")[2].lower()
+
+
+def decode(extension: str, data: bytes) -> Any:
+    """Decode one member of a shard.
+
+    Args:
+        extension: everything after the first dot of the member's name, for instance ``jpg``, ``seg.png`` or ``cls``.
+        data: the member's bytes.
+
+    Returns:
+        An RGB `PIL.Image.Image`, a string, an integer (``cls``), an array (``npy``) or what the JSON holds.
+
+    Raises:
+        ValueError: the extension is not in the list, or the bytes are not what the extension says. Pillow's own
+            errors pass through.
+    """
+    decoder = DECODERS.get(kind(extension))
+    if decoder is None:
+        raise ValueError(f"members with extension '{extension}' are not decoded; known: {', '.join(DECODERS)}")
+    return decoder(data)
+
+
+def _image(data: bytes) -> Image.Image:
+    with Image.open(io.BytesIO(data), formats=_FORMATS) as opened:
+        image: Image.Image = opened
+        image.load()
+        # Pictures from phones lie on their side and say so in EXIF.
+        image = ImageOps.exif_transpose(image)
+        if image.mode.startswith("I") or image.mode == "F":
+            # 16-bit grey: `convert` would clip instead of scale.
+            return Image.fromarray((np.asarray(image) / 257.0).clip(0, 255).astype(np.uint8)).convert("RGB")
+        if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+            image = image.convert("RGBA")
+            white = Image.new("RGBA", image.size, "white")
+            return Image.alpha_composite(white, image).convert("RGB")
+        return image.convert("RGB")
+
+
+def _text(data: bytes) -> str:
+    return data.decode("utf-8-sig", errors="strict").strip()
+
+
+def _label(data: bytes) -> int:
+    return int(data.decode("ascii", errors="strict"))
+
+
+def _json(data: bytes) -> Any:
+    return json.loads(data.decode("utf-8-sig", errors="strict"))
+
+
+def _array(data: bytes) -> np.ndarray[Any, Any]:
+    array = np.load(io.BytesIO(data), allow_pickle=False)
+    if not isinstance(array, np.ndarray):
+        raise ValueError("not a single array; `npz` archives are not decoded")
+    return array
+
+
+DECODERS: dict[str, Callable[[bytes], Any]] = {
+    **dict.fromkeys(IMAGES, _image),
+    "txt": _text,
+    "json": _json,
+    "cls": _label,
+    "npy": _array,
+}
+"""Format -> decoder. This list is closed: archives from strangers may hold pickles, which are never read."""
+
+
+def captions(value: Any) -> list[str] | None:
+    """The captions of a decoded ``json`` member: its ``captions`` (a list) or ``caption`` (one); None without either.
+
+    Raises:
+        ValueError: they are not strings.
+    """
+    if not isinstance(value, dict):
+        return None
+    if "captions" in value:
+        found = value["captions"]
+    elif "caption" in value:
+        found = [value["caption"]]
+    else:
+        return None
+    if not isinstance(found, list) or not all(isinstance(c, str) for c in found):
+        raise ValueError("`captions` is not a list of strings")
+    return [c.strip() for c in found]
