@@ -23,6 +23,7 @@ import json
 import math
 import operator
 import os
+import unicodedata
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, SupportsFloat, TypeAlias
@@ -237,7 +238,7 @@ class ScoreMatrix:
             )
         if isinstance(names, str) or len(names) != len(self.tasks):
             raise MmclError(f"score matrix: {len(names)} task names for {len(self.tasks)} tasks")
-        return tuple(str(name) for name in names)
+        return tuple(_one_line(str(name)) for name in names)
 
     def _by_column(self, given: Sequence[Any] | Mapping[str, Any] | None, what: str) -> dict[str, Any]:
         if given is None:
@@ -283,10 +284,19 @@ class ScoreMatrix:
 def _column_names(columns: Sequence[str]) -> tuple[str, ...]:
     if isinstance(columns, str) or not all(isinstance(name, str) and name for name in columns):
         raise MmclError("score matrix: columns must be a list of names that are not empty")
+    for name in columns:
+        _one_line(name)
     twice = [name for name in dict.fromkeys(columns) if list(columns).count(name) > 1]
     if twice:
         raise MmclError(f"score matrix: two columns are called {twice[0]!r}; rename one evaluation set")
     return tuple(columns)
+
+
+def _one_line(name: str) -> str:
+    """`name`, unless it would break a line of a table."""
+    if any(unicodedata.category(letter) in ("Cc", "Cs", "Zl", "Zp") for letter in name):
+        raise MmclError(f"score matrix: the name {name!r} holds a control character or a line break")
+    return name
 
 
 def _count(name: str, count: Any) -> int | None:

@@ -1,0 +1,90 @@
+"""Weight penalties and learning-rate multipliers against the parity arrays."""
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from mmcl.errors import MmclError
+from mmcl.functional import constant, ewc_penalty, l2_penalty, warmup_cosine
+
+PARITY = Path(__file__).parents[1] / "parity"
+
+
+def arrays(name: str) -> dict[str, Tensor]:
+    with np.load(PARITY / name) as data:
+        return {key: torch.from_numpy(data[key].copy()) for key in data.files}
+
+
+def close(actual: Tensor, expected: Tensor) -> None:
+    torch.testing.assert_close(actual.detach(), expected, rtol=1e-9, atol=1e-12)
+
+
+def test_l2_parity() -> None:
+    a = arrays("zscl/l2_weight_consolidation.npz")
+    names = [key.removeprefix("theta.") for key in a if key.startswith("theta.")]
+    params = {name: a[f"theta.{name}"].clone().requires_grad_() for name in names}
+    loss = l2_penalty(params, {name: a[f"theta0.{name}"] for name in names})
+    loss.backward()
+    close(loss, a["loss"])
+    for name in names:
+        close(params[name].grad, a[f"grad.{name}"])
+
+
+def test_ewc_parity() -> None:
+    a = arrays("ewc/ewc_f64.npz")
+    params = {name: a[f"theta.{name}"].clone().requires_grad_() for name in ("weight", "bias")}
+    fisher = {name: a[f"fisher_empirical_per_sample.{name}"] for name in params}
+    loss = ewc_penalty(params, {"weight": a["W"], "bias": a["b"]}, fisher)
+    loss.backward()
+    close(loss, a["penalty_half_sum"])
+    for name, param in params.items():
+        close(param.grad, a[f"penalty_grad.{name}"])
+
+
+def test_cosine_parity() -> None:
+    cases = arrays("zscl/cosine_lr.npz")
+    assert len(cases) == 4
+    for name, expected in cases.items():
+        base, warmup, steps = re.fullmatch(r"lr_base(.+)_warm(\d+)_steps(\d+)", name).groups()
+        rates = [float(base) * warmup_cosine(i, int(steps), int(warmup)) for i in range(int(steps) + 1)]
+        torch.testing.assert_close(torch.tensor(rates, dtype=torch.float64), expected, rtol=1e-9, atol=1e-18)
+
+
+@given(st.integers(1, 200), st.integers(0, 200), st.integers(0, 400))
+def test_multipliers_stay_within_bounds(total: int, warmup: int, step: int) -> None:
+    warmup = min(warmup, total)
+    for schedule in (warmup_cosine, constant):
+        value = schedule(step, total, warmup)
+        assert 0.0 <= value <= 1.0
+        if step < min(warmup, total - 1):
+            assert value < 1.0 or step == warmup - 1
+    assert step < total or warmup_cosine(step, total, warmup) == 0.0
+
+
+def test_penalty_is_zero_at_the_anchor_and_wide() -> None:
+    params = {"w": torch.full((4,), 300.0, dtype=torch.float16)}
+    assert l2_penalty(params, params).item() == 0.0
+    far = l2_penalty(params, {"w": torch.zeros(4, dtype=torch.float16)})
+    assert far.dtype == torch.float32 and far.item() == 4 * 300.0**2
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda: l2_penalty({"w": torch.zeros(2)}, {}), "'w' is missing"),
+        (lambda: l2_penalty({}, {}), "no weights"),
+        (lambda: ewc_penalty({"w": torch.zeros(2)}, {"w": torch.zeros(2)}, {"w": torch.zeros(3)}), r"\(3,\)"),
+        (lambda: warmup_cosine(-1, 10), "step -1"),
+        (lambda: warmup_cosine(0, 10, 11), "warm-up must fit"),
+        (lambda: constant(0, 0), "total_steps 0"),
+    ],
+)
+def test_errors(call, words: str) -> None:
+    with pytest.raises(MmclError, match=words):
+        call()
