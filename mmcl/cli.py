@@ -1,4 +1,4 @@
-"""The command `mmcl`. This front answers help, version and listings at once; the work is imported when it is asked for."""
+"""The command `mmcl`. This front answers help, version and listings at once; the rest is imported when asked for."""
 
 from __future__ import annotations
 

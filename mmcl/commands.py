@@ -22,6 +22,7 @@ from mmcl.evaluate import Cell
 from mmcl.interrupt import Interrupted
 from mmcl.modules.base import Module
 from mmcl.predict import predict
+from mmcl.report.results import Results
 from mmcl.report.text import final_table
 from mmcl.runner import Runner, RunOptions
 from mmcl.strategy import Strategy
@@ -39,11 +40,26 @@ NOT_IDENTITY = (
     "data.eval_batch_size",
     *(
         f"trainer.{key}"
-        for key in (
-            "accelerator strategy devices num_nodes logger callbacks log_every_n_steps enable_progress_bar profiler "
-            "enable_model_summary enable_checkpointing default_root_dir barebones detect_anomaly num_sanity_val_steps "
-            "use_distributed_sampler model_registry enable_autolog_hparams"
-        ).split()
+        for key in [
+            "accelerator",
+            "strategy",
+            "devices",
+            "num_nodes",
+            "logger",
+            "callbacks",
+            "log_every_n_steps",
+            "enable_progress_bar",
+            "profiler",
+            "enable_model_summary",
+            "enable_checkpointing",
+            "default_root_dir",
+            "barebones",
+            "detect_anomaly",
+            "num_sanity_val_steps",
+            "use_distributed_sampler",
+            "model_registry",
+            "enable_autolog_hparams",
+        ]
     ),
 )
 """Keys that do not change the result: a run may be continued with others."""
@@ -122,7 +138,7 @@ class MmclCLI(LightningCLI):
             return
         results = runner.fit()
         if runner.is_main:
-            print(final_table(results))
+            print(final_table(Results.from_json(results)))
 
     def test(self, ckpt_path: str | None = "last", **_: Any) -> None:
         """Score a checkpoint on the full evaluation sets."""

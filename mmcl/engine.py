@@ -27,7 +27,7 @@ class Context:
     def __init__(self, engine: Engine, stage: Stage, batch: Batch, side: Mapping[str, Batch] | None = None) -> None:
         self._engine = engine
         self.stage = stage
-        self.task: Task = engine.task
+        self.task = engine.task
         self.step = engine.step
         self.task_step = engine.task_step
         self.task_steps = engine.task_steps
@@ -123,14 +123,13 @@ class Engine(pl.LightningModule):
         seed: of the run.
     """
 
-    task: Task
-
     def __init__(self, module: Any, composition: Composition, seed: int) -> None:
         super().__init__()
         self.module = module
         self.strategies = nn.ModuleDict({s.name: s for s in composition.strategies})
         self.composition = composition
         self.seed = seed
+        self.task: Task | None = None
         self.task_index = -1
         self.title = ""
         self.task_steps = 0
@@ -185,6 +184,7 @@ class Engine(pl.LightningModule):
         self.module.train()
         micro = batch_idx % self.trainer.accumulate_grad_batches
         seeds.reseed(self.seed, "batch", self.task_index, self.task_step, micro, self.global_rank)
+        assert self.task is not None
         factor = self.module.schedule(self.task_step, self.task_steps) * self.task.lr_scale
         for group in self.trainer.optimizers[0].param_groups:
             group["lr"] = self.module.lr * factor * group.get("lr_scale", 1.0)
@@ -215,6 +215,7 @@ class Engine(pl.LightningModule):
         loss, stop, step = message
         self.last_loss = loss
         if not math.isfinite(loss):
+            assert self.task is not None
             raise RunError(
                 f"the loss is {loss} in task '{self.task.name}' at step {self.task_step - (self.step - step)} of "
                 f"{self.task_steps} (step {step} of the run); lower the learning rate or look at the data"

@@ -74,7 +74,7 @@ class StepContext(Protocol):
 
     Attributes:
         stage: fit, validate, test or predict.
-        task: the task in training.
+        task: the task in training; None in the evaluation before the first.
         step: optimizer steps that really happened in the run, before this one.
         task_step: the same within the task.
         task_steps: the task's budget in steps.
@@ -87,7 +87,7 @@ class StepContext(Protocol):
     """
 
     stage: Stage
-    task: Task
+    task: Task | None
     step: int
     task_step: int
     task_steps: int

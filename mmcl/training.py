@@ -123,6 +123,7 @@ class Training(Session):
         )
         every = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
         if engine.task_step % max(every, 1) == 0 or engine.task_step == engine.task_steps:
+            assert engine.task is not None
             figures = {k: float(v) for k, v in sorted(engine.figures.items())}
             self.metrics.write(
                 "step", task=engine.task.name, step=engine.step, task_step=engine.task_step, lr=engine.lr, **figures

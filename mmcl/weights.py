@@ -1,7 +1,8 @@
 """Effective weights of a network under canonical names.
 
 A parametrized weight (an adapter attached by `torch.nn.utils.parametrize`) is spoken of by the name that it has without
-the parametrization and by the value that the network computes with, so that averages, anchors and snapshots need not know of adapters.
+the parametrization and by the value that the network computes with, so that averages, anchors and snapshots need not
+know of adapters.
 """
 
 from __future__ import annotations
