@@ -13,6 +13,7 @@ from mmcl.report.measures import clash, mean_score, measures
 from mmcl.report.results import Results
 
 LONGEST = 14  # characters of a column's name
+NARROWEST = 50  # a row's label, one column and the mean
 LABEL = 22  # characters of a row's label
 
 
@@ -51,9 +52,9 @@ def final_table(results: Results, width: int | None = None) -> str:
 
     Args:
         results: the run, finished or not.
-        width: characters per line; the terminal's by default. Columns that do not fit go into a block below.
+        width: characters per line; the terminal's by default, 50 at least. Columns that do not fit go into a block below.
     """
-    width = width or shutil.get_terminal_size((100, 24)).columns
+    width = max(width or shutil.get_terminal_size((100, 24)).columns, NARROWEST)
     state = f"unfinished, {max(results.done, 0)} of {len(results.tasks)} tasks" if results.unfinished else "finished"
     blocks = [f"{results.run.name} on {results.stream} ({state}; {_units(results)})"]
     for role, names in column_groups(results):
@@ -144,7 +145,7 @@ def _summary(results: Results, width: int) -> str:
     seconds = found["train_seconds"].value, found["eval_seconds"].value
     if None not in seconds:
         lines.append(f"time: training {number(seconds[0], 'seconds')}, evaluation {number(seconds[1], 'seconds')}")
-    return "\n".join(part for line in _wrap(lines, width) for part in textwrap.wrap(line, max(width, LABEL)))
+    return "\n".join(part for line in _wrap(lines, width) for part in textwrap.wrap(line, width))
 
 
 def _wrap(items: Sequence[str], width: int) -> list[str]:
