@@ -52,7 +52,8 @@ def final_table(results: Results, width: int | None = None) -> str:
 
     Args:
         results: the run, finished or not.
-        width: characters per line; the terminal's by default, 50 at least. Columns that do not fit go into a block below.
+        width: characters per line, 50 at least; the terminal's by default. Columns that do not fit go into a block
+            below.
     """
     width = max(width or shutil.get_terminal_size((100, 24)).columns, NARROWEST)
     state = f"unfinished, {max(results.done, 0)} of {len(results.tasks)} tasks" if results.unfinished else "finished"
