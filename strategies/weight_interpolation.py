@@ -39,6 +39,8 @@ class WeightInterpolation(Strategy):
     claims = frozenset({"eval_weights"})
     writes = frozenset({"on_task_end"})
 
+    start: Weights
+
     def __init__(
         self,
         alpha: float = 0.5,
@@ -58,7 +60,13 @@ class WeightInterpolation(Strategy):
         self.merge = merge
         self.alphas = {"": alpha, **{f"alpha={value:g}": value for value in alphas}}
         self.variants = tuple(name for name in self.alphas if name)
-        self.snapshots = frozenset({base})
+        self.snapshots = frozenset({"initial"} if base == "initial" else ())
+        # A state, since the snapshot `start` is gone when an earlier task's checkpoint is evaluated again.
+        self.add_state("start", {}, dtype=None)
+
+    def on_task_start(self, task: Task, data: DataPass) -> None:
+        if self.base == "start":
+            self.start = self.weights(copy=True)
 
     def eval_weights(self, variant: str = "") -> AbstractContextManager[None]:
         if variant not in self.alphas:
@@ -70,7 +78,8 @@ class WeightInterpolation(Strategy):
     def on_task_end(self, task: Task, data: DataPass) -> None:
         if self.merge:
             self.load(self._interpolated(self.alphas[""]))
+            self.start = {}
 
     def _interpolated(self, alpha: float) -> Weights:
-        base = {name: value.clone() for name, value in self.snapshot(self.base).items()}
-        return interpolate(base, self.weights(), alpha=alpha)
+        anchor = self.start if self.base == "start" else self.snapshot("initial")
+        return interpolate({name: value.clone() for name, value in anchor.items()}, self.weights(), alpha=alpha)

@@ -290,6 +290,21 @@ def test_interpolation_sweeps_without_training(data: Any, toolbox: SimpleNamespa
         run.strategies[0].eval_weights("alpha=0.4")
 
 
+def test_an_earlier_row_can_be_evaluated_again(data: Any, toolbox: SimpleNamespace) -> None:
+    """From the weights and the state of that time alone, though the run has gone on."""
+    run = data.run(WeightInterpolation(0.6, base="start"))
+    (strategy,) = run.strategies
+    run.begin("one")
+    data.train(run)
+    run.end()
+    row, saved, state = run.evaluated(), run.weights(copy=True), strategy.export_state()
+    run.begin("two")
+    data.train(run)
+    run.load(saved)
+    strategy.import_state(state)
+    toolbox.assert_same(run.evaluated(), row)
+
+
 def test_averages_of_half_precision_are_kept_in_float32(data: Any) -> None:
     run = data.run(WeightEnsemble(1))
     run.module.network.bfloat16()
