@@ -140,9 +140,9 @@ class Distillation(Strategy):
         loss = distillation_loss(theirs[valid], ours[valid], temperature=self.temperature)
         return {"logits": self.terms["image_to_text"] * loss}
 
-    def _known_to_teacher(self, task: Task) -> _Known:
+    def _known_to_teacher(self, task: Task | None) -> _Known:
         """The features that the teacher has been asked for; a teacher that changes with the task starts anew."""
-        of = task.name if self.teacher == "start" else ""
+        of = task.name if task is not None and self.teacher == "start" else ""
         if self._known is None or self._known.of != of:
             texts = self.reach.captions(self._source) if self._source and self.texts == "all" else self.lines or ()
             if not texts:
@@ -158,7 +158,7 @@ class Distillation(Strategy):
     def _images(self, context: StepContext, batch: Batch, known: _Known) -> Tensor:
         if not self.cache_images:
             return context.teacher(self.teacher, batch).features["image"]
-        indices = [int(i) for i in batch["__index__"]]
+        indices: list[int] = torch.as_tensor(batch["__index__"]).tolist()
         if not all(i in known.images for i in indices):
             features = context.teacher(self.teacher, batch).features["image"]
             known.images.update({i: row for i, row in zip(indices, features, strict=True) if i not in known.images})
