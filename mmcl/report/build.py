@@ -107,7 +107,7 @@ def _verdict(group: Group, index: int, several: bool, scale: float) -> Verdict:
     learned = group.stat("last").mean
     return Verdict(
         label=group.label,
-        series=index % SERIES + 1,
+        series=index,
         baseline=several and index == 0,
         big=text,
         unit="points" if measure.unit == "points" and change is not None else "",
