@@ -38,6 +38,7 @@ class Context:
         self.grads: Mapping[str, Tensor] = {}
         self._outputs: dict[tuple[int, bool], Outputs] = {}
         self._teachers: dict[tuple[str, int], Outputs] = {}
+        self._seen: list[Batch] = []  # a batch that lives as long as the cache keeps its id to itself
 
     @property
     def generator(self) -> torch.Generator:
@@ -47,12 +48,14 @@ class Context:
         key = (id(batch), bare)
         if key not in self._outputs:
             module = self._engine.module
+            self._seen.append(batch)
             self._outputs[key] = module(batch) if bare else self._engine.composition.forward(module, batch, self)
         return self._outputs[key]
 
     def teacher(self, snapshot: str, batch: Batch) -> Outputs:
         key = (snapshot, id(batch))
         if key not in self._teachers:
+            self._seen.append(batch)
             with torch.no_grad():
                 network = self._engine.find_teacher(snapshot)
                 self._teachers[key] = self._engine.module.compute(network, batch)

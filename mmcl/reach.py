@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from mmcl import checkpoint, distributed, seeds, weights
 from mmcl.errors import ConfigError
-from mmcl.outputs import Weights
+from mmcl.outputs import Batch, Weights, move
 from mmcl.stream import Source, Stream, Task
 
 STABLE = ("initial", "start", "pre_anneal")
@@ -45,7 +45,6 @@ class RunReach:
         self._declared = declared
         self._snapshots: dict[str, Weights] = {}
         self._teachers: dict[str, nn.Module] = {}
-        self._captions: dict[int, list[str]] = {}
 
     @property
     def device(self) -> torch.device:
@@ -70,10 +69,12 @@ class RunReach:
 
     def captions(self, source: Source) -> list[str]:
         """Every distinct caption of a source, in the order of its samples."""
-        key = id(source)
-        if key not in self._captions:
-            self._captions[key] = list(dict.fromkeys(self.data.captions(source)))
-        return self._captions[key]
+        return list(dict.fromkeys(self.data.captions(source)))
+
+    def samples(self, source: Source) -> Iterator[Batch]:
+        """A source in fixed order without augmentation, every sample once over all ranks, on the device."""
+        for batch in self.data.eval_loader(source):
+            yield move(batch, self.device)
 
     # -- snapshots and teachers -----------------------------------------------------------------------------------
 

@@ -1,0 +1,227 @@
+"""The walk: rows, phases, segments, and a resumed run that equals an uninterrupted one."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from mmcl import Strategy
+from mmcl.errors import ConfigError, RunError
+from mmcl.interrupt import Interrupted
+from mmcl.strategies import Frozen, MomentumInterpolation, WeightConsolidation, WeightEnsemble, WeightInterpolation
+
+from toy import metrics, network, runner, stream
+
+STRATEGIES: dict[str, Any] = {
+    "none": lambda: [],
+    "ensemble": lambda: [WeightEnsemble(interval=3), WeightConsolidation(weight=0.1)],
+    "momentum": lambda: [MomentumInterpolation(decay=0.9)],
+    "wise": lambda: [WeightInterpolation(alpha=0.5)],
+}
+
+
+class Killed(Exception):
+    """Stands for the end of the process."""
+
+
+def killed_at(folder: Path, step: int, strategies: list[Strategy], **changes: Any) -> None:
+    """Run until a step happened, then leave as if the process had died: nothing is saved on the way out."""
+    made = runner(folder, strategies, **changes)
+    inner = made.engine.after_step
+
+    def after_step(engine: Any, batch: Any) -> None:
+        inner(engine, batch)
+        if engine.step == step:
+            raise Killed
+
+    made.engine.after_step = after_step
+    with pytest.raises(Killed):
+        made.fit()
+
+
+def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+def test_rows_and_files(tmp_path: Path) -> None:
+    results = runner(tmp_path).fit()
+    assert results["run"]["status"] == "finished"
+    assert len(results["matrix"]["values"]) == 3 and results["matrix"]["directions"] == ["lower", "lower"]
+    assert [t["steps"] for t in results["tasks"]] == [10, 7]
+    assert results == json.loads((tmp_path / "results.json").read_text())
+    assert {p.name for p in (tmp_path / "checkpoints").iterdir()} == {
+        "last.ckpt",
+        "previous.ckpt",
+        "task-1.ckpt",
+        "task-2.ckpt",
+    }
+    assert [r["task"] for r in metrics(tmp_path) if r["kind"] == "row"] == [None, "first", "second"]
+    first, last = results["matrix"]["values"][0][0], results["matrix"]["values"][-1][0]
+    assert last < first
+
+
+@pytest.mark.parametrize("name", STRATEGIES)
+@pytest.mark.parametrize("segment", [None, 4])
+def test_resume_is_bit_equal(tmp_path: Path, name: str, segment: int | None) -> None:
+    whole = runner(tmp_path / "whole", STRATEGIES[name](), stream=stream(segment)).fit()
+    for step in (1, 3, 5, 10, 12, 16):
+        killed_at(tmp_path / "cut", step, STRATEGIES[name](), stream=stream(segment))
+    resumed = runner(tmp_path / "cut", STRATEGIES[name](), stream=stream(segment)).fit()
+    assert same(network(tmp_path / "whole"), network(tmp_path / "cut"))
+    assert resumed["matrix"] == whole["matrix"] and resumed["segments"] == whole["segments"]
+    assert metrics(tmp_path / "whole") == metrics(tmp_path / "cut")
+
+
+def test_segments_change_nothing_but_the_record(tmp_path: Path) -> None:
+    whole = runner(tmp_path / "whole").fit()
+    cut = runner(tmp_path / "cut", stream=stream(segment=4)).fit()
+    assert same(network(tmp_path / "whole"), network(tmp_path / "cut"))
+    assert whole["matrix"] == cut["matrix"]
+    assert [(s["task"], s["task_step"]) for s in cut["segments"]] == [("first", 4), ("first", 8)]
+
+
+def test_accumulation_makes_the_same_number_of_steps(tmp_path: Path) -> None:
+    results = runner(tmp_path, trainer={"accumulate_grad_batches": 2}).fit()
+    assert [t["steps"] for t in results["tasks"]] == [10, 7]
+
+
+def test_signal_saves_and_the_same_command_continues(tmp_path: Path) -> None:
+    runner(tmp_path / "whole").fit()
+    made = runner(tmp_path / "cut")
+    inner = made.engine.after_step
+
+    def after_step(engine: Any, batch: Any) -> None:
+        inner(engine, batch)
+        if engine.step == 5:
+            os.kill(os.getpid(), signal.SIGUSR1)
+
+    made.engine.after_step = after_step
+    with pytest.raises(Interrupted) as stop:
+        made.fit()
+    assert stop.value.exit_code == 138
+    runner(tmp_path / "cut").fit()
+    assert same(network(tmp_path / "whole"), network(tmp_path / "cut"))
+    assert metrics(tmp_path / "whole") == metrics(tmp_path / "cut")
+
+
+def test_killed_in_evaluation(tmp_path: Path) -> None:
+    whole = runner(tmp_path / "whole").fit()
+    made = runner(tmp_path / "cut")
+    calls = 0
+    loader = made.data.eval_loader
+
+    def eval_loader(source: Any, limit: int | None = None) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == 3:
+            raise Killed
+        return loader(source, limit)
+
+    made.data.eval_loader = eval_loader
+    with pytest.raises(Killed):
+        made.fit()
+    assert runner(tmp_path / "cut").fit()["matrix"] == whole["matrix"]
+
+
+def test_frozen_is_measured_and_not_trained(tmp_path: Path) -> None:
+    results = runner(tmp_path, [Frozen()]).fit()
+    rows = results["matrix"]["values"]
+    assert rows[0] == rows[1] == rows[2]
+    assert any("was not trained" in note for note in results["notes"])
+
+
+def test_test_reproduces_the_rows(tmp_path: Path) -> None:
+    for name, make in STRATEGIES.items():
+        rows = runner(tmp_path / name, make()).fit()["matrix"]["values"]
+        for checkpoint, row in (("task-1", rows[1]), ("last", rows[2])):
+            cells = runner(tmp_path / name, make()).test(checkpoint)[""]
+            assert [c.result.value for c in cells] == row
+
+
+def test_variants_sweep_without_training(tmp_path: Path) -> None:
+    strategies = [WeightInterpolation(alpha=0.5, alphas=(0.0, 1.0))]
+    rows = runner(tmp_path, strategies).fit()["matrix"]["values"]
+    cells = runner(tmp_path, [WeightInterpolation(alpha=0.5, alphas=(0.0, 1.0))]).test("last")
+    assert [c.result.value for c in cells["alpha=0"]] == rows[0]
+    assert len(cells) == 3
+
+
+def test_init_from_a_run(tmp_path: Path) -> None:
+    first = runner(tmp_path / "first").fit()
+    second = runner(tmp_path / "second", init_from=str(tmp_path / "first")).fit()
+    assert second["matrix"]["values"][0] == first["matrix"]["values"][-1]
+
+
+def test_carried_optimizer_differs_from_a_fresh_one(tmp_path: Path) -> None:
+    runner(tmp_path / "fresh").fit()
+    runner(tmp_path / "carried", carry_optimizer=True).fit()
+    assert same(network(tmp_path / "fresh", "task-1"), network(tmp_path / "carried", "task-1"))
+    assert not same(network(tmp_path / "fresh"), network(tmp_path / "carried"))
+
+
+def test_a_finished_run_says_so(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    results = runner(tmp_path).fit()
+    with caplog.at_level("WARNING", logger="mmcl"):
+        assert runner(tmp_path).fit() == results
+    assert "is finished" in caplog.text
+
+
+def test_another_configuration_is_refused(tmp_path: Path) -> None:
+    runner(tmp_path).fit()
+    with pytest.raises(ConfigError, match=r"differs in lr \(0.01 there, 0.02 here\)"):
+        runner(tmp_path, lr=2e-2).fit()
+
+
+def test_a_folder_in_use_is_refused(tmp_path: Path) -> None:
+    with runner(tmp_path).folder.locked(), pytest.raises(ConfigError, match="is in use by process"):
+        runner(tmp_path).fit()
+
+
+def test_nan_stops_with_task_step_and_checkpoint(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match=r"loss is (nan|inf) in task 'first' at step \d+ of 10 .*last good checkpoint"):
+        runner(tmp_path, lr=1e30).fit()
+    assert all(torch.isfinite(v).all() for v in network(tmp_path).values())
+
+
+def test_a_broken_checkpoint_is_reported_and_the_one_before_used(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    runner(tmp_path / "whole").fit()
+    killed_at(tmp_path / "cut", 8, [])
+    last = tmp_path / "cut" / "checkpoints" / "last.ckpt"
+    last.write_bytes(last.read_bytes()[:1000])
+    with caplog.at_level("WARNING", logger="mmcl"):
+        runner(tmp_path / "cut").fit()
+    assert "damaged" in caplog.text
+    assert same(network(tmp_path / "whole"), network(tmp_path / "cut"))
+
+
+def test_a_full_disk_leaves_the_previous_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    saves = 0
+    save = torch.save
+
+    def full(content: Any, path: Any) -> None:
+        nonlocal saves
+        saves += 1
+        if saves == 4:
+            Path(path).write_bytes(b"half")
+            raise OSError(28, "No space left on device")
+        save(content, path)
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(RunError, match=r"No space left on device.*last good checkpoint"):
+        runner(tmp_path).fit()
+    monkeypatch.undo()
+    assert not list((tmp_path / "checkpoints").glob("*.part"))
+    assert runner(tmp_path).fit()["run"]["status"] == "finished"
+
+
+def test_two_claims_are_refused_before_anything_is_written(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="MomentumInterpolation and WeightEnsemble both claim 'eval_weights'"):
+        runner(tmp_path / "run", [MomentumInterpolation(), WeightEnsemble()]).fit()
+    assert not (tmp_path / "run").exists()
