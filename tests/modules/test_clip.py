@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 from mmcl.errors import ConfigError, RunError
 from mmcl.modules import CLIPModule
 from mmcl.modules.clip_transform import ImageAugment
-from mmcl.modules.contrastive_losses import ClassTextCrossEntropy
+from mmcl.modules.contrastive_losses import ClassTextCrossEntropy, Contrastive
 from mmcl.stream import EvalSet, Source, Stream
 
 Make = Callable[..., CLIPModule]
@@ -244,3 +244,17 @@ def test_it_trains_and_predicts_in_a_plain_trainer(make: Make, tools: SimpleName
     torch.testing.assert_close(predicted["probabilities"].sum(dim=-1), torch.ones(6))
     expected = module(batch | {"class_text": module.tokenize([f"a photo of a {n}" for n in tools.names])}).logits
     torch.testing.assert_close(predicted["probabilities"], expected.softmax(dim=-1))
+
+
+@pytest.mark.parametrize("objective", [Contrastive(), ClassTextCrossEntropy()])
+def test_mixed_precision_keeps_losses_and_gradients_finite(make: Make, tools: SimpleNamespace, objective: Any) -> None:
+    module = make(objective=objective)
+    objective.start(module, tools.task())
+    batch = objective.prepare(tools.batch(module))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        outputs = module(batch)
+        [loss] = module.loss(outputs, batch).values()
+    assert outputs.features["image"].dtype == torch.bfloat16
+    loss.backward()
+    assert all(p.grad is not None and bool(p.grad.isfinite().all()) for p in module.network.parameters())
+    torch.testing.assert_close(loss, module.loss(module(batch), batch).popitem()[1], rtol=0.05, atol=0.05)
