@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -44,9 +44,8 @@ class Distillation(Strategy):
         image_to_text: weight of the term over texts. The code uses 1 on MTIL, 5 in class-incremental runs.
         text_to_image: weight of the term over images, likewise.
         batch_size: global size of the reference batch; None takes the source's, then that of the training batch.
-        cache_images: keep the teacher's features of every reference image by its index. The source must not be
-            augmented and `texts` must be ``all`` or a file. A feature from the cache was computed in another batch,
-            which may change its last bit.
+        cache_images: compute the teacher's features of the whole reference set once, in a pass of fixed order. The
+            source must not be augmented and `texts` must be ``all`` or a file.
 
     Raises:
         ConfigError: an argument is out of range or does not go with another one.
@@ -158,11 +157,24 @@ class Distillation(Strategy):
     def _images(self, context: StepContext, batch: Batch, known: _Known) -> Tensor:
         if not self.cache_images:
             return context.teacher(self.teacher, batch).features["image"]
-        indices: list[int] = torch.as_tensor(batch["__index__"]).tolist()
-        if not all(i in known.images for i in indices):
-            features = context.teacher(self.teacher, batch).features["image"]
-            known.images.update({i: row for i, row in zip(indices, features, strict=True) if i not in known.images})
-        return torch.stack([known.images[i] for i in indices])
+        if known.images is None:
+            known.images = self._table(context)
+        return known.images[batch["__index__"]]
+
+    @torch.no_grad()
+    def _table(self, context: StepContext) -> Tensor:
+        """The teacher's features of the whole reference set by sample, in batches that a resumed run repeats."""
+        assert self._source is not None
+        teacher = self.reach.teacher(self.teacher)
+        rows: list[Tensor] = []
+        indices: list[Tensor] = []
+        for batch in self.reach.samples(self._source):
+            rows.append(self.module.compute(teacher, {"image": batch["image"]}).features["image"][batch["valid"]])
+            indices.append(batch["__index__"][batch["valid"]])
+        found, places = context.gather(torch.cat(rows)), context.gather(torch.cat(indices))
+        table = found.new_zeros((len(places), found.shape[1]))
+        table[places] = found
+        return table
 
 
 @dataclass
@@ -171,7 +183,7 @@ class _Known:
 
     of: str
     texts: Tensor
-    images: dict[int, Tensor] = field(default_factory=dict)
+    images: Tensor | None = None
 
 
 def _read(path: str) -> list[str]:

@@ -76,6 +76,8 @@ class Run:
         self.seed = 0
         self.task: Task | None = None
         self.caption_list: list[str] = []
+        self.reference_batches: list[Batch] = []
+        self.passes = 0
         self.images_by_teacher = 0
         self.logged: dict[str, float] = {}
         self.losses: list[dict[str, Tensor]] = []
@@ -111,6 +113,10 @@ class Run:
 
     def captions(self, source: Source) -> list[str]:
         return self.caption_list
+
+    def samples(self, source: Source) -> list[Batch]:
+        self.passes += 1
+        return self.reference_batches
 
     def reduce(self, tensor: Tensor) -> Tensor:
         return tensor
@@ -215,7 +221,8 @@ class Data:
 
     def side(self, i: int) -> Batch:
         images = self["ref_images"][i % 2]
-        return {"image": images, "text": self["ref_text_tokens"], "__index__": torch.arange(4) + 4 * (i % 2)}
+        indices, valid = torch.arange(4) + 4 * (i % 2), torch.ones(4, dtype=torch.bool)
+        return {"image": images, "text": self["ref_text_tokens"], "__index__": indices, "valid": valid}
 
     def lr(self, i: int) -> float:
         if i < WARMUP:
@@ -226,6 +233,7 @@ class Data:
         """A run that stands at the start of the task of the trajectories: a stream's second one."""
         run = Run(strategies, self.weights("init"))
         run.caption_list = [*self.captions, self.captions[0]]
+        run.reference_batches = [self.side(1), self.side(0)]
         run.load(self.weights("prev"))
         return run
 
