@@ -1,0 +1,166 @@
+"""Draws to batches: read, decode, transform, collate. Runs in the workers."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+
+from mmcl.datamodules.collate import collate
+from mmcl.datamodules.order import mix
+from mmcl.datamodules.reader import NO_LABEL, BadSample, SourceReader
+from mmcl.datamodules.sampler import Draw
+from mmcl.errors import MmclError, RunError
+
+Transform = Callable[[dict[str, Any], bool], dict[str, Any]]
+"""The module's: (sample, whether to augment) -> sample with tensors."""
+
+Purpose = Literal["train", "pass", "eval"]
+
+BAD = "__bad__"
+"""Batch key: what was replaced, one text for each. The loader takes it out and counts."""
+ERROR = "__error__"
+"""Batch key: an error for the user that arose in a worker, as one line instead of a stack trace."""
+
+_MAX_TRIES = 100
+
+
+class Pool:
+    """Samples that are drawn as one: the readers of one or several sources, one after another.
+
+    Args:
+        name: of the pool.
+        readers: its sources.
+        seed: of the pool in this task, for the order, the augmentation and the choice of captions.
+    """
+
+    def __init__(self, name: str, readers: Sequence[SourceReader], seed: int) -> None:
+        self.name, self.readers, self.seed = name, list(readers), seed
+        self._begins = np.cumsum([0, *map(len, self.readers)])
+
+    def __len__(self) -> int:
+        return int(self._begins[-1])
+
+    @property
+    def shard_sizes(self) -> list[int]:
+        """Kept samples of each shard."""
+        return [size for reader in self.readers for size in reader.shard_sizes]
+
+    @property
+    def ordered(self) -> bool:
+        """Whether the samples are taken as they lie."""
+        return all(reader.source.ordered for reader in self.readers)
+
+    @property
+    def has_labels(self) -> bool:
+        """Whether any of its sources has labels."""
+        return any("labels" in reader.present for reader in self.readers)
+
+    def locate(self, index: int) -> tuple[SourceReader, int]:
+        """The reader of a sample, and the sample's place there."""
+        which = int(np.searchsorted(self._begins, index, side="right")) - 1
+        return self.readers[which], index - int(self._begins[which])
+
+
+class BatchDataset(Dataset[dict[str, Any]]):
+    """Maps a list of draws to a batch.
+
+    Args:
+        pools: what draws refer to.
+        sides: pools that arrive as a batch of their own, number -> name.
+        transform: the module's.
+        domain: the task's position in the stream; -1 outside of tasks.
+        purpose: ``train`` replaces a bad sample by the next one; ``pass`` does too and marks it as not valid; ``eval``
+            stops at it. ``eval`` keeps all captions of a sample; the others choose one.
+        augment: whether sources that may be augmented are.
+    """
+
+    def __init__(
+        self,
+        pools: Sequence[Pool],
+        sides: Mapping[int, str],
+        transform: Transform,
+        domain: int,
+        purpose: Purpose,
+        augment: bool,
+    ) -> None:
+        self._pools, self._sides, self._transform = list(pools), dict(sides), transform
+        self._domain, self._purpose, self._augment = domain, purpose, augment
+        mixed = [pool for i, pool in enumerate(self._pools) if i not in self._sides]
+        self._labelled = any(pool.has_labels for pool in mixed)
+
+    def __getitem__(self, draws: list[Draw]) -> dict[str, Any]:
+        try:
+            bad: list[str] = []
+            with _kept_random_state():
+                batch = self._batch([d for d in draws if d.pool not in self._sides], self._labelled, bad)
+                if self._sides:
+                    batch["side"] = {
+                        name: self._batch([d for d in draws if d.pool == i], self._pools[i].has_labels, bad)
+                        for i, name in self._sides.items()
+                    }
+            return {**batch, BAD: bad}
+        except MmclError as error:
+            return {ERROR: str(error)}
+
+    def _batch(self, draws: Sequence[Draw], labelled: bool, bad: list[str]) -> dict[str, Any]:
+        samples, valid = [], []
+        for draw in draws:
+            sample, replaced = self._sample(draw, bad)
+            if labelled:
+                sample.setdefault("labels", NO_LABEL)
+            else:
+                sample.pop("labels", None)
+            samples.append(sample)
+            valid.append(draw.valid and not (replaced and self._purpose == "pass"))
+        return {**collate(samples), "valid": torch.tensor(valid)}
+
+    def _sample(self, draw: Draw, bad: list[str]) -> tuple[dict[str, Any], bool]:
+        """The sample of a draw, or the first good one after it, and whether it was replaced."""
+        pool = self._pools[draw.pool]
+        for step in range(min(_MAX_TRIES, len(pool))):
+            index = (draw.index + step) % len(pool)
+            try:
+                return self._load(pool, draw.epoch, index), step > 0
+            except BadSample as error:
+                if self._purpose == "eval":
+                    raise RunError(f"{error}; an evaluation cannot leave samples out: mend it") from error
+                bad.append(str(error))
+        raise RunError(
+            f"source '{pool.name}': {min(_MAX_TRIES, len(pool))} samples in a row cannot be decoded: {bad[-1]}"
+        )
+
+    def _load(self, pool: Pool, epoch: int, index: int) -> dict[str, Any]:
+        reader, place = pool.locate(index)
+        seed = mix(pool.seed, epoch, index)
+        sample = reader.read(place)
+        if self._purpose != "eval" and isinstance(sample.get("text"), list):
+            sample["text"] = sample["text"][mix(seed, 1) % len(sample["text"])]
+        known = {"__key__": sample["__key__"], "__index__": index, "domain": self._domain}
+        _seed_all(seed)
+        row = self._transform({**sample, **known}, self._augment and reader.source.augment)
+        return {**row, **known}
+
+
+@contextmanager
+def _kept_random_state() -> Iterator[None]:
+    """Batches made in the main process leave its random state as it was."""
+    states = random.getstate(), np.random.get_state(), torch.default_generator.get_state()
+    try:
+        yield
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])
+        torch.default_generator.set_state(states[2])
+
+
+def _seed_all(seed: int) -> None:
+    random.seed(seed)
+    np.random.seed(seed & 0xFFFFFFFF)
+    # `torch.manual_seed` also visits every accelerator and takes a hundred times as long.
+    torch.default_generator.manual_seed(seed >> 1)

@@ -1,0 +1,172 @@
+"""The byte index of a tar shard: where every member of every sample lies.
+
+Built in one pass on first use and kept beside the shard as ``NAME.tar.index`` (a numpy archive without pickles), or in
+the user's cache folder where that place cannot be written. It is built anew when the shard's size or time has changed.
+The pass reads every byte, so that a damaged archive is found before training and not passed over.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import logging
+import os
+import tempfile
+import zipfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from mmcl.datamodules.scan import BLOCK, Scan, scan
+from mmcl.errors import ConfigError
+
+logger = logging.getLogger("mmcl")
+
+FORMAT = 1
+_COLUMNS = ("key_ends", "starts", "extension", "block", "size", "crc", "value")
+
+
+@dataclass(frozen=True)
+class Member:
+    """One file of a sample: its extension, byte offset, size in bytes, CRC-32, and `ShardIndex.value`."""
+
+    extension: str
+    offset: int
+    size: int
+    crc: int
+    value: int
+
+
+@dataclass(frozen=True, eq=False)
+class ShardIndex:
+    """What a shard holds. N samples, M members; a picture with text and label takes about 60 bytes and its key.
+
+    Args:
+        extensions: the extensions that occur, without those that are never decoded.
+        keys: all sample keys joined, UTF-8.
+        key_ends: (N,) where each key ends in `keys`.
+        starts: (N + 1,) first member of each sample.
+        extension: (M,) position in `extensions`.
+        block: (M,) byte offset of the data, in tar blocks of 512.
+        size: (M,) bytes.
+        crc: (M,) CRC-32 of the data.
+        value: (M,) what `mmcl.datamodules.scan.member_value` says.
+    """
+
+    extensions: tuple[str, ...]
+    keys: bytes
+    key_ends: npt.NDArray[np.uint32]
+    starts: npt.NDArray[np.uint32]
+    extension: npt.NDArray[np.uint8]
+    block: npt.NDArray[np.uint32]
+    size: npt.NDArray[np.uint32]
+    crc: npt.NDArray[np.uint32]
+    value: npt.NDArray[np.int32]
+
+    def __len__(self) -> int:
+        return len(self.key_ends)
+
+    def key(self, sample: int) -> str:
+        """Key of a sample."""
+        begin = int(self.key_ends[sample - 1]) if sample else 0
+        return self.keys[begin : int(self.key_ends[sample])].decode("utf-8", "surrogateescape")
+
+    def members(self, sample: int) -> list[Member]:
+        """Members of a sample, in the order of the archive."""
+        return [self._member(m) for m in range(int(self.starts[sample]), int(self.starts[sample + 1]))]
+
+    def find(self, names: Sequence[str]) -> npt.NDArray[np.int64]:
+        """(N,) the member of each sample with the first of these extensions that it has; -1 where it has none."""
+        found = np.full(len(self), -1, dtype=np.int64)
+        owner = np.repeat(np.arange(len(self)), np.diff(self.starts.astype(np.int64)))
+        for name in reversed(names):
+            if name in self.extensions:
+                rows = np.flatnonzero(self.extension == self.extensions.index(name))
+                found[owner[rows]] = rows
+        return found
+
+    def _member(self, m: int) -> Member:
+        name = self.extensions[int(self.extension[m])]
+        return Member(name, int(self.block[m]) * BLOCK, int(self.size[m]), int(self.crc[m]), int(self.value[m]))
+
+
+def load_index(shard: str) -> ShardIndex:
+    """The index of a shard: the one kept from an earlier run if the shard has not changed since, or a new one.
+
+    Raises:
+        ConfigError: the archive is damaged or not a plain tar.
+    """
+    stat = os.stat(shard)
+    stamp = {"format": FORMAT, "size": stat.st_size, "mtime_ns": stat.st_mtime_ns}
+    places = index_places(shard)
+    for place in places:
+        index = _read(place, stamp)
+        if index is not None:
+            return index
+    logger.info("indexing %s", shard)
+    index = _index(scan(shard))
+    if not any(_write(place, stamp, index) for place in places):
+        logger.warning("the index of %s could not be kept beside it nor in %s; it is rebuilt in every run", *places)
+    return index
+
+
+def _index(found: Scan) -> ShardIndex:
+    keys = [key.encode("utf-8", "surrogateescape") for key in found.keys]
+    if len(found.names) > 255:
+        raise ConfigError(f"shard {found.shard}: more than 255 different extensions; do the sample keys hold dots?")
+    columns = list(zip(*found.rows, strict=True)) if found.rows else [()] * 5
+    kinds = (np.uint8, np.uint32, np.uint32, np.uint32, np.int32)
+    return ShardIndex(
+        tuple(found.names),
+        b"".join(keys),
+        np.cumsum([len(key) for key in keys]).astype(np.uint32),
+        np.array([*found.keys.values(), len(found.rows)], np.uint32),
+        *(np.array(column, dtype) for column, dtype in zip(columns, kinds, strict=True)),
+    )
+
+
+def index_places(shard: str) -> tuple[Path, Path]:
+    """Where the index of a shard may lie: beside it, or in the user's cache folder."""
+    name = hashlib.blake2b(os.path.abspath(shard).encode(), digest_size=16).hexdigest()
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return Path(f"{shard}.index"), cache / "mmcl" / "index" / f"{name}.index"
+
+
+def _read(place: Path, stamp: dict[str, int]) -> ShardIndex | None:
+    try:
+        with np.load(io.BytesIO(place.read_bytes()), allow_pickle=False) as file:
+            header = json.loads(file["header"].tobytes())
+            if header.pop("extensions", None) is None or header != stamp:
+                return None
+            names = tuple(json.loads(file["header"].tobytes())["extensions"])
+            return ShardIndex(names, file["keys"].tobytes(), *(file[name] for name in _COLUMNS))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        logger.warning("%s cannot be read (%s); it is built anew", place, error)
+        return None
+
+
+def _write(place: Path, stamp: dict[str, int], index: ShardIndex) -> bool:
+    header = json.dumps({**stamp, "extensions": list(index.extensions)}).encode()
+    arrays: dict[str, Any] = {name: getattr(index, name) for name in _COLUMNS}
+    arrays |= {"header": np.frombuffer(header, np.uint8), "keys": np.frombuffer(index.keys, np.uint8)}
+    temporary = ""
+    try:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        # Several processes may build one index at a time: each writes its own file, and the last name wins.
+        descriptor, temporary = tempfile.mkstemp(prefix=f".{place.name}.", dir=place.parent)
+        with os.fdopen(descriptor, "wb") as file:
+            np.savez(file, **arrays)
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, place)
+    except OSError:
+        if temporary and os.path.exists(temporary):
+            os.unlink(temporary)
+        return False
+    return True

@@ -1,0 +1,97 @@
+"""The DataLoader of a stream: a known length, errors as one line, replaced samples counted."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader, Sampler
+
+from mmcl.datamodules.dataset import BAD, ERROR, BatchDataset
+from mmcl.datamodules.sampler import Draw
+from mmcl.errors import RunError
+
+logger = logging.getLogger("mmcl")
+
+
+class BadSamples:
+    """Samples that could not be decoded and were replaced, in this process.
+
+    Args:
+        max_bad: the largest tolerated part of the draws.
+
+    Attributes:
+        names: message of each bad sample (key, shard, reason) -> how often it was drawn.
+    """
+
+    def __init__(self, max_bad: float) -> None:
+        self.max_bad = max_bad
+        self.names: dict[str, int] = {}
+
+    @property
+    def count(self) -> int:
+        """Draws that were replaced."""
+        return sum(self.names.values())
+
+    def note(self, names: list[str]) -> None:
+        """Count, and name each sample once in the log."""
+        for name in names:
+            if name not in self.names:
+                logger.warning("replaced by the next sample: %s", name)
+            self.names[name] = self.names.get(name, 0) + 1
+
+
+class StreamLoader(DataLoader[dict[str, Any]]):
+    """Yields the batches of a dataset.
+
+    Args:
+        dataset: maps draws to batches.
+        batches: which draws, in order.
+        bad: where replaced samples are counted.
+        draws: all draws of this rank in the segment or pass, which `max_bad` is a part of.
+        workers: processes that read; 0 reads in this one. The batches are the same for any number.
+        pin_memory: copy batches to page-locked memory.
+    """
+
+    def __init__(
+        self,
+        dataset: BatchDataset,
+        batches: Sampler[list[Draw]],
+        bad: BadSamples,
+        draws: int,
+        workers: int,
+        pin_memory: bool,
+    ) -> None:
+        super().__init__(
+            dataset,
+            batch_size=None,  # an item of the sampler is a whole batch, which the dataset collates
+            sampler=batches,
+            num_workers=workers,
+            collate_fn=_same,
+            pin_memory=pin_memory,
+            # Fork: transforms need not be picklable, and workers share the index.
+            multiprocessing_context="fork" if workers else None,
+            # Else each new iterator would draw from the global generator.
+            generator=torch.Generator().manual_seed(0),
+        )
+        self._bad, self._draws = bad, draws
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:  # type: ignore[override]
+        before = self._bad.count
+        for batch in super().__iter__():
+            if ERROR in batch:
+                raise RunError(batch[ERROR])
+            self._bad.note(batch.pop(BAD))
+            replaced = self._bad.count - before
+            if replaced > self._bad.max_bad * self._draws:
+                raise RunError(
+                    f"{replaced} of {self._draws} draws could not be decoded, more than max_bad = {self._bad.max_bad:g}; "
+                    f"the last one: {next(reversed(self._bad.names))}"
+                )
+            yield batch
+
+
+def _same(batch: dict[str, Any]) -> dict[str, Any]:
+    return batch

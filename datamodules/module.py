@@ -1,0 +1,268 @@
+"""Shards in, batches out: the data of a stream as a LightningDataModule."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping, Sequence
+
+from lightning.pytorch import LightningDataModule
+
+from mmcl.datamodules.dataset import BatchDataset, Pool, Purpose, Transform
+from mmcl.datamodules.loader import BadSamples, StreamLoader
+from mmcl.datamodules.order import Order, derive
+from mmcl.datamodules.plan import OWN, BatchPlan, make_plan
+from mmcl.datamodules.reader import SourceReader
+from mmcl.datamodules.sampler import Cut, PassBatches, Pooled, TrainBatches, choose
+from mmcl.errors import ConfigError
+from mmcl.stream import Source, Stream, Task
+
+_KEPT_READERS = 256
+
+
+class StreamDataModule(LightningDataModule):
+    """Reads a stream's shards.
+
+    A batch is a dictionary: ``image``, ``text``, ``labels`` and what else the sources' `fields` name, as the module's
+    transform gives them; ``domain`` (B,), the task's position in the stream (-1 in evaluation); ``valid`` (B,), False
+    for padding; ``__key__``, a list; ``__index__`` (B,), the sample's place in its source's kept list; and ``side``,
+    name -> batch, where there are side sources. ``labels`` are -100 in rows of sources without labels. In training a
+    sample with several captions gives one, chosen by seed, epoch and sample; in evaluation it gives all: ``text``
+    (N, L) with ``text_rows`` (N,), the row of each caption's image.
+
+    Batches do not depend on `workers`, and an optimizer step sees the same samples on any number of devices.
+
+    Args:
+        stream: the tasks and evaluation sets.
+        batch_size: samples of one optimizer step over all ranks and accumulated batches.
+        eval_batch_size: samples of one batch on one rank in evaluation.
+        workers: processes that read and decode; 0 reads in the main process.
+        window: shards whose samples are shuffled together. Larger mixes better and reads less locally.
+        max_bad: part of the draws of a segment that may be undecodable samples; above it the run stops.
+        pin_memory: copy batches to page-locked memory, for GPUs.
+
+    Raises:
+        ConfigError: a number that cannot be.
+    """
+
+    def __init__(
+        self,
+        stream: Stream,
+        batch_size: int = 64,
+        eval_batch_size: int = 256,
+        workers: int = 0,
+        window: int = 8,
+        max_bad: float = 0.001,
+        pin_memory: bool = False,
+    ) -> None:
+        super().__init__()
+        for name, value, least in (
+            ("batch_size", batch_size, 1),
+            ("eval_batch_size", eval_batch_size, 1),
+            ("workers", workers, 0),
+            ("window", window, 1),
+        ):
+            if value < least:
+                raise ConfigError(f"data: {name} is {value}; it must be {least} or more")
+        if not 0.0 <= max_bad <= 1.0:
+            raise ConfigError(f"data: max_bad is {max_bad}; it must be between 0 and 1")
+        self.stream = stream
+        self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
+        self.workers, self.window, self.pin_memory = workers, window, pin_memory
+        self.bad = BadSamples(max_bad)
+        self._cut, self._seed = Cut(), 0
+        self._transform: Transform | None = None
+        self._readers: OrderedDict[int, tuple[Source, SourceReader]] = OrderedDict()
+
+    def bind(self, transform: Transform, *, seed: int, rank: int = 0, world_size: int = 1, accumulate: int = 1) -> None:
+        """Say what the batches are for. Comes before `check` and the loaders; again whenever one of these changes.
+
+        Args:
+            transform: the module's: (sample, whether to augment) -> sample with tensors. It runs in the workers and
+                may use the global generators of random, numpy and torch: they are seeded for each sample.
+            seed: of the order, the augmentation and the choice of captions.
+            rank: this process.
+            world_size: number of processes.
+            accumulate: batches of one optimizer step.
+        """
+        self._transform, self._seed = transform, seed
+        self._cut = Cut(rank, world_size, accumulate)
+
+    # -- before training ----------------------------------------------------------------------------------------------
+
+    def check(self) -> None:
+        """Open every source of the stream, and refuse what cannot work. Shards without an index get one here.
+
+        Raises:
+            ConfigError: a missing or damaged shard; keys that are not found; labels without a class name; an empty
+                caption; a batch larger than a task, or one that devices and accumulation do not divide.
+        """
+        self._check_divides(self.batch_size, "`batch_size`")
+        for task in self.stream.tasks:
+            for reader in map(self._open, task.train):
+                reader.check_captions()
+                if task.class_names is not None:
+                    reader.check_labels(task.class_names, f"task '{task.name}'")
+            self.plan(task)
+        for evalset in self.stream.evals:
+            reader = self._open(evalset.source)
+            reader.check_captions()
+            reader.check_readable()
+            if evalset.class_names is not None:
+                reader.check_labels(evalset.class_names, f"evaluation set '{evalset.name}'")
+        for source in self.stream.sources.values():
+            self._open(source).check_captions()
+
+    def count(self, source: Source) -> int:
+        """Samples of a source."""
+        return len(self._open(source))
+
+    def captions(self, source: Source) -> Iterator[str]:
+        """All captions of a source, in the order of its samples."""
+        return self._open(source).texts()
+
+    def plan(self, task: Task, extra: Sequence[Source] = (), *, sample_tokens: int | None = None) -> BatchPlan:
+        """What one step of a task sees and how many steps there are.
+
+        Args:
+            task: the task.
+            extra: mixed and side sources of strategies.
+            sample_tokens: tokens of one sample, for budgets in tokens.
+
+        Raises:
+            ConfigError: see `mmcl.datamodules.plan.make_plan`; also a side batch that does not divide.
+        """
+        own = sum(self.count(source) for source in task.train)
+        plan = make_plan(task, extra, own, self.batch_size, sample_tokens)
+        for name, size in plan.side.items():
+            self._check_divides(size, f"task '{task.name}': the batch of side source '{name}'")
+        return plan
+
+    def advance(self, positions: Mapping[str, int], plan: BatchPlan, steps: int) -> dict[str, int]:
+        """Samples drawn from each source after so many more steps."""
+        return plan.advance(positions, steps)
+
+    # -- loaders ------------------------------------------------------------------------------------------------------
+
+    def train_loader(
+        self,
+        task: Task,
+        extra: Sequence[Source] = (),
+        *,
+        positions: Mapping[str, int],
+        segment: int,
+        first_step: int,
+        steps: int,
+    ) -> StreamLoader:
+        """The batches of optimizer steps `first_step` .. `steps` - 1 of a segment, `accumulate` for each step.
+
+        Args:
+            task: the task.
+            extra: mixed and side sources of strategies.
+            positions: samples drawn from each source when the segment began; {} at the task's start.
+            segment: number of the segment, for messages: the order runs on from `positions`.
+            first_step: where to begin in the segment.
+            steps: steps of the segment.
+
+        Raises:
+            ConfigError: see `plan`.
+        """
+        if not 0 <= first_step <= steps:
+            raise ConfigError(f"task '{task.name}', segment {segment}: cannot begin at step {first_step} of {steps}")
+        self._check_divides(self.batch_size, "`batch_size`")
+        plan = self.plan(task, extra)
+        by_name = {source.name: [source] for source in extra} | {OWN: list(task.train)}
+        counts = {OWN: plan.own_per_batch, **plan.counts, **plan.side}
+        names = [*plan.order, *plan.side]
+        pools = [self._pool(name, by_name[name], task) for name in names]
+        parts = [
+            Pooled(i, self._order(pool), counts[name], positions.get(name, 0))
+            for i, (name, pool) in enumerate(zip(names, pools, strict=True))
+        ]
+        mixed = len(plan.order)
+        batches = TrainBatches([parts[:mixed], *([part] for part in parts[mixed:])], self._cut, first_step, steps)
+        sides = {i: names[i] for i in range(mixed, len(names))}
+        draws = steps * (self.batch_size + sum(plan.side.values())) // self._cut.world_size
+        return self._loader(pools, sides, self.stream.position(task), "train", True, batches, draws)
+
+    def eval_loader(self, source: Source, *, limit: int | None = None, seed: int = 0) -> StreamLoader:
+        """Every sample exactly once over all ranks, in fixed order, without augmentation.
+
+        All ranks get equally many batches of equal size; rows that fill the last ones up have ``valid`` False.
+
+        Args:
+            source: the data.
+            limit: take a fixed choice of so many samples, a function of `seed` and the source's name.
+            seed: of that choice.
+        """
+        pool = Pool(source.name, [self._open(source)], derive(seed, "eval", source.name))
+        return self._pass([pool], limit, self.eval_batch_size, "eval", -1, False)
+
+    def pass_loader(
+        self, task: Task, *, augment: bool = False, batch_size: int | None = None, limit: int | None = None
+    ) -> StreamLoader:
+        """A pass over a task's own data: every sample exactly once over all ranks, in fixed order.
+
+        A sample that cannot be decoded is replaced, with ``valid`` False.
+
+        Args:
+            task: the task.
+            augment: apply the training transform; each pass gives the same pictures.
+            batch_size: samples of a batch over all ranks; None takes what training has in memory at a time.
+            limit: take a fixed choice of so many samples.
+
+        Raises:
+            ConfigError: `batch_size` does not divide by the number of processes.
+        """
+        pool = self._pool(OWN, task.train, task)
+        world = self._cut.world_size
+        total = self.batch_size // self._cut.accumulate if batch_size is None else batch_size
+        if total < 1 or total % world:
+            raise ConfigError(f"task '{task.name}': a pass in batches of {total} does not divide by {world} processes")
+        return self._pass([pool], limit, total // world, "pass", self.stream.position(task), augment)
+
+    # -- inside -------------------------------------------------------------------------------------------------------
+
+    def _pass(
+        self, pools: list[Pool], limit: int | None, rows: int, purpose: Purpose, domain: int, augment: bool
+    ) -> StreamLoader:
+        order = Order([len(pools[0])], derive(pools[0].seed, "choice"), 1)
+        samples = choose(len(pools[0]), limit, order)
+        batches = PassBatches(samples, rows, self._cut.rank, self._cut.world_size)
+        return self._loader(pools, {}, domain, purpose, augment, batches, len(batches) * rows)
+
+    def _loader(
+        self,
+        pools: list[Pool],
+        sides: Mapping[int, str],
+        domain: int,
+        purpose: Purpose,
+        augment: bool,
+        batches: TrainBatches | PassBatches,
+        draws: int,
+    ) -> StreamLoader:
+        if self._transform is None:
+            raise RuntimeError("StreamDataModule.bind comes before its loaders")
+        dataset = BatchDataset(pools, sides, self._transform, domain, purpose, augment)
+        return StreamLoader(dataset, batches, self.bad, draws, self.workers, self.pin_memory)
+
+    def _pool(self, name: str, sources: Sequence[Source], task: Task) -> Pool:
+        return Pool(name, [self._open(s) for s in sources], derive(self._seed, task.name, name))
+
+    def _order(self, pool: Pool) -> Order:
+        return Order(pool.shard_sizes, pool.seed, self.window, pool.ordered)
+
+    def _open(self, source: Source) -> SourceReader:
+        """The source's reader; it stays open as long as it is used now and then."""
+        if id(source) not in self._readers:
+            self._readers[id(source)] = (source, SourceReader(source))
+            if len(self._readers) > _KEPT_READERS:
+                self._readers.popitem(last=False)
+        self._readers.move_to_end(id(source))
+        return self._readers[id(source)][1]
+
+    def _check_divides(self, size: int, what: str) -> None:
+        if size % self._cut.parts:
+            raise ConfigError(
+                f"{what} ({size}) does not divide by {self._cut.world_size} processes x {self._cut.accumulate} "
+                f"accumulated batches; take a multiple of {self._cut.parts}"
+            )

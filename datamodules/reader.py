@@ -1,0 +1,267 @@
+"""Random access to the samples of one source."""
+
+from __future__ import annotations
+
+import os
+import zlib
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from mmcl.datamodules.decode import DECODERS, IMAGES, captions, decode, kind
+from mmcl.datamodules.index import Member, ShardIndex, load_index
+from mmcl.datamodules.scan import NO_CAPTION, UNREADABLE
+from mmcl.datamodules.selection import chosen_keys, keep_keys, keep_labels
+from mmcl.datamodules.shards import expand_shards
+from mmcl.errors import ConfigError, RunError
+from mmcl.stream import Source
+
+STANDARD_FIELDS: Mapping[str, Sequence[str]] = {"image": IMAGES, "text": ("txt", "json"), "labels": ("cls",)}
+NO_LABEL = -100
+"""Label of a sample without one: the index that torch's losses ignore."""
+
+
+class BadSample(Exception):
+    """A sample that cannot be decoded: its key, its shard and the reason."""
+
+
+class SourceReader:
+    """The kept samples of a source, by position.
+
+    The kept list is in the order of the shards and of the samples in them, whatever the order of `Source.keys`. Texts
+    come from a ``txt`` member, which is one caption, or else from a ``json`` member with ``captions`` (a list) or
+    ``caption``. A source with `labels` keeps the samples whose label is mapped.
+
+    Args:
+        source: what to read.
+
+    Raises:
+        ConfigError: a shard is missing or damaged, a key or a mapped label is not there, a sample lacks a member.
+    """
+
+    def __init__(self, source: Source) -> None:
+        self.source = source
+        self.name = source.name
+        self.fields = dict(STANDARD_FIELDS if source.fields is None else source.fields)
+        for field, names in self.fields.items():
+            for name in names:
+                if kind(name) not in DECODERS:
+                    raise ConfigError(
+                        f"source '{self.name}': field '{field}' wants members '{name}', which are never decoded; "
+                        f"known: {', '.join(DECODERS)}"
+                    )
+        self.paths = expand_shards(source.shards, source.name)
+        self._shards = [load_index(path) for path in self.paths]
+        self._kept = [np.arange(len(shard)) for shard in self._shards]
+        if source.labels is not None:
+            self._kept = keep_labels(self._kept, self._values("labels"), source.labels, self.name)
+        if source.keys is not None:
+            self._kept = keep_keys(self._kept, self._shards, chosen_keys(source), self.name)
+        self.shard_sizes = [len(kept) for kept in self._kept]
+        self._begins = np.cumsum([0, *self.shard_sizes])
+        if len(self) == 0:
+            raise ConfigError(f"source '{self.name}': no sample is left")
+        self.present = self._check_fields()
+
+    def __len__(self) -> int:
+        return int(self._begins[-1])
+
+    def where(self, index: int) -> str:
+        """Key and shard of a sample, for messages."""
+        shard, sample = self._locate(index)
+        return f"sample '{self._shards[shard].key(sample)}' in shard {self.paths[shard]}"
+
+    def read(self, index: int) -> dict[str, Any]:
+        """Decode one sample: its fields and ``__key__``. ``text`` is a string (``txt``) or a list of them (``json``).
+
+        Raises:
+            BadSample: a member cannot be decoded.
+            RunError: the shard is gone or was cut while in use.
+        """
+        shard, sample = self._locate(index)
+        members = {m.extension: m for m in self._shards[shard].members(sample)}
+        row: dict[str, Any] = {"__key__": self._shards[shard].key(sample)}
+        for field in self.present:
+            for extension in self.fields[field]:
+                if extension in members and members[extension].value != NO_CAPTION:
+                    row[field] = self._decode(index, shard, field, members[extension])
+                    break
+        return row
+
+    def labels(self) -> npt.NDArray[np.int64] | None:
+        """(N,) labels of the kept samples in the task's numbering, without reading the shards; None without labels."""
+        if "labels" not in self.present:
+            return None
+        found = self._kept_values("labels")
+        if self.source.labels is None:
+            return found
+        old = np.array([*self.source.labels.keys(), UNREADABLE])
+        new = np.array([*self.source.labels.values(), UNREADABLE])
+        order = np.argsort(old)
+        mapped: npt.NDArray[np.int64] = new[order[np.searchsorted(old[order], found)]]
+        return mapped
+
+    def texts(self) -> Iterator[str]:
+        """All captions, in the order of the samples; those that cannot be read are passed over."""
+        for index in range(len(self)) if "text" in self.present else ():
+            shard, sample = self._locate(index)
+            members = {m.extension: m for m in self._shards[shard].members(sample)}
+            for extension in self.fields["text"]:
+                if extension in members and members[extension].value != NO_CAPTION:
+                    if members[extension].value != UNREADABLE:
+                        text = self._decode(index, shard, "text", members[extension])
+                        yield from [text] if isinstance(text, str) else text
+                    break
+
+    def check_captions(self) -> None:
+        """Refuse empty captions.
+
+        Raises:
+            ConfigError: names the first one and how many there are.
+        """
+        if "text" in self.present:
+            empty = np.flatnonzero(self._kept_values("text") == 0)
+            if len(empty):
+                more = f" ({len(empty)} samples have one)" if len(empty) > 1 else ""
+                raise ConfigError(
+                    f"source '{self.name}': {self.where(int(empty[0]))} has an empty caption{more}; "
+                    "write one, or leave the sample out through `keys`"
+                )
+
+    def check_readable(self) -> None:
+        """Refuse texts and labels that cannot be decoded: an evaluation has no samples to spare.
+
+        Raises:
+            ConfigError: names the first one.
+        """
+        for field in self.present & {"text", "labels"}:
+            broken = np.flatnonzero(self._kept_values(field) == UNREADABLE)
+            if len(broken):
+                raise ConfigError(
+                    f"source '{self.name}': {self.where(int(broken[0]))}: its {field} cannot be decoded; "
+                    "mend it, or leave the sample out through `keys`"
+                )
+
+    def check_labels(self, class_names: Sequence[str], where: str) -> None:
+        """Refuse labels that no class name stands for.
+
+        Raises:
+            ConfigError: there are class names and no labels, or a label lies outside of them.
+        """
+        labels = self.labels()
+        if labels is None:
+            raise ConfigError(
+                f"{where}: `class_names` are given, but the samples of source '{self.name}' have no labels "
+                f"({', '.join(self.fields.get('labels', ('cls',)))}); add them or drop `class_names`"
+            )
+        outside = np.flatnonzero((labels != UNREADABLE) & ((labels < 0) | (labels >= len(class_names))))
+        if len(outside):
+            first = int(outside[0])
+            raise ConfigError(
+                f"{where}: {self.where(first)} has label {int(labels[first])}, but there are "
+                f"{len(class_names)} class names (labels 0..{len(class_names) - 1}); mend `class_names` or `labels`"
+            )
+
+    def _locate(self, index: int) -> tuple[int, int]:
+        shard = int(np.searchsorted(self._begins, index, side="right")) - 1
+        return shard, int(self._kept[shard][index - int(self._begins[shard])])
+
+    def _decode(self, index: int, shard: int, field: str, member: Member) -> Any:
+        data = read_bytes(self.paths[shard], member.offset, member.size)
+        try:
+            value = decode(member.extension, data)
+            if field == "labels":
+                return value if self.source.labels is None else self.source.labels[value]
+            if field == "text" and kind(member.extension) == "json":
+                value = captions(value)
+                if not value or not all(value):
+                    raise ValueError("an empty caption")
+            return value
+        except Exception as error:  # decoders raise what they like
+            changed = "" if zlib.crc32(data) == member.crc else "; the bytes changed after the shard was indexed"
+            reason = str(error) or type(error).__name__
+            raise BadSample(f"{self.where(index)}: member '{member.extension}': {reason}{changed}") from error
+
+    def _values(self, field: str) -> list[npt.NDArray[np.int64]]:
+        """For each shard the values of a field's members, `NO_CAPTION` where a sample has none."""
+        found = []
+        for shard in self._shards:
+            values = np.full(len(shard), NO_CAPTION, np.int64)
+            for name in reversed(self.fields.get(field, ())):
+                rows = shard.find([name])
+                here = np.flatnonzero(rows >= 0)
+                of_member = shard.value[rows[here]].astype(np.int64)
+                usable = of_member != NO_CAPTION if kind(name) == "json" else np.ones(len(here), bool)
+                values[here[usable]] = of_member[usable]
+            found.append(values)
+        return found
+
+    def _kept_values(self, field: str) -> npt.NDArray[np.int64]:
+        return np.concatenate([v[k] for v, k in zip(self._values(field), self._kept, strict=True)])
+
+    def _has(self, field: str) -> npt.NDArray[np.bool_]:
+        """(N,) whether a kept sample has a field."""
+        if field == "text":
+            return self._kept_values("text") != NO_CAPTION
+        names = self.fields[field]
+        return np.concatenate([s.find(names)[k] >= 0 for s, k in zip(self._shards, self._kept, strict=True)])
+
+    def _check_fields(self) -> set[str]:
+        present = set()
+        for field, names in self.fields.items():
+            has = self._has(field)
+            if not has.any() and self.source.fields is None:
+                continue
+            if not has.all():
+                others = "" if not has.any() else f" ({int(has.sum())} of {len(has)} samples have one)"
+                raise ConfigError(
+                    f"source '{self.name}': {self.where(int(np.argmin(has)))} has no member for '{field}' "
+                    f"({', '.join(names)}){others}; add it, leave the sample out, or choose `fields`"
+                )
+            present.add(field)
+        if not present:
+            wanted = ", ".join(n for names in self.fields.values() for n in names)
+            raise ConfigError(f"source '{self.name}': no sample of {self.paths[0]} has any of the members {wanted}")
+        return present
+
+
+class _OpenFiles:
+    """File descriptors of this process, opened when first read and closed when long unused."""
+
+    limit = 64
+
+    def __init__(self) -> None:
+        self._process = os.getpid()
+        self._descriptors: OrderedDict[str, int] = OrderedDict()
+
+    def get(self, path: str) -> int:
+        if self._process != os.getpid():
+            # After a fork the descriptors are the parent's to close.
+            self.__init__()  # type: ignore[misc]
+        if path not in self._descriptors:
+            self._descriptors[path] = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            if len(self._descriptors) > self.limit:
+                os.close(self._descriptors.popitem(last=False)[1])
+        self._descriptors.move_to_end(path)
+        return self._descriptors[path]
+
+
+_open_files = _OpenFiles()
+
+
+def read_bytes(path: str, offset: int, size: int) -> bytes:
+    """Bytes of a file.
+
+    Raises:
+        RunError: the file is gone or shorter than it was when it was indexed.
+    """
+    try:
+        data = os.pread(_open_files.get(path), size, offset)
+    except OSError as error:
+        raise RunError(f"shard {path} cannot be read: {error.strerror}") from error
+    if len(data) != size:
+        raise RunError(f"shard {path} ends at byte {offset + len(data)}, inside a member: it was cut while in use")
+    return data
