@@ -11,7 +11,7 @@ import torch
 
 from mmcl import distributed
 from mmcl.engine import Engine
-from mmcl.metrics.probes import ProbeResult
+from mmcl.metrics.probes import ProbeResult, build
 from mmcl.outputs import move
 from mmcl.strategy import Stage
 from mmcl.stream import EvalSet
@@ -55,7 +55,7 @@ def evaluate(
         for limit, group in _passes(evals, stage):
             between()
             began = time.perf_counter()
-            probes = [engine.module.probe(e) for e in group]
+            probes = [build(e, engine.module) for e in group]
             with torch.no_grad():
                 for probe in probes:
                     probe.start(lambda batch: encode(move(batch, device)))

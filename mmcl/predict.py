@@ -10,6 +10,7 @@ import torch
 from mmcl import checkpoint
 from mmcl import trainer as lightning
 from mmcl.errors import ConfigError
+from mmcl.metrics.probes import build
 from mmcl.outputs import move
 from mmcl.runner import Runner
 
@@ -44,7 +45,7 @@ def _predict(runner: Runner, ckpt_path: str) -> list[Path]:
     written = []
     with runner.composition.eval_weights(), runner.engine.evaluating("predict") as encode, torch.no_grad():
         for evalset in runner.stream.evals:
-            probe = runner.module.probe(evalset)
+            probe = build(evalset, runner.module)
             if not hasattr(probe, "predict"):
                 continue
             probe.start(lambda batch: encode(move(batch, device)))

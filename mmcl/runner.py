@@ -14,6 +14,7 @@ from mmcl import checkpoint
 from mmcl import trainer as lightning
 from mmcl.errors import RunError
 from mmcl.evaluate import Cell
+from mmcl.metrics.probes import build
 from mmcl.record import peak_memory
 from mmcl.run_folder import MetricsLog, write_text
 from mmcl.session import RunOptions
@@ -154,7 +155,7 @@ class Runner(Training):
     def _row(self, row: int) -> list[Cell]:
         cells = self._measure("test")
         self.record.rows = self.record.rows[:row]
-        self.record.add_row(cells, {e.name: self.module.probe(e) for e in self.stream.evals})
+        self.record.add_row(cells, {e.name: build(e, self.module) for e in self.stream.evals})
         self.record.write()
         task = self.stream.tasks[row - 1].name if row else None
         self.metrics.write("row", row=row, task=task, scores={c.evalset: c.result.value for c in cells})

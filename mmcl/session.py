@@ -19,6 +19,7 @@ from mmcl.engine import Engine
 from mmcl.errors import ConfigError
 from mmcl.evaluate import Cell, evaluate
 from mmcl.interrupt import Flag, Interrupted
+from mmcl.metrics.probes import build
 from mmcl.outputs import Batch, move
 from mmcl.reach import RunReach
 from mmcl.record import Record, describe, now, versions
@@ -100,6 +101,8 @@ class Session:
         """
         check(self.composition.strategies, self.module, lightning.facts(self.trainer))
         self.module.check(self.stream)
+        for evalset in self.stream.evals:
+            build(evalset, self.module)
         buffers = any(b.is_floating_point() for b in self.module.network.buffers())
         lightning.prepare(self.trainer, buffers)
         self.data.bind(

@@ -22,7 +22,7 @@ from mmcl.errors import ConfigError
 from mmcl.outputs import Batch, Forward, Objective, Outputs, Site, Weights
 
 if TYPE_CHECKING:
-    from mmcl.stream import EvalSet, Source, Stream, Task
+    from mmcl.stream import Source, Stream, Task
 
 Claim = Literal["eval_weights", "start_weights", "optimizer", "prefix", "prompts", "adapters", "classifier"]
 Phase = Literal["observe", "add", "project", "mask"]
@@ -58,7 +58,6 @@ class ModuleContract(Protocol):
     def transform(self, sample: dict[str, Any], augment: bool) -> dict[str, Any]: ...
     def tokenize(self, texts: Sequence[str]) -> Tensor: ...
     def sites(self, kind: str) -> list[Site]: ...
-    def probe(self, evalset: EvalSet) -> Any: ...
 
 
 class DataPass(Protocol):

@@ -83,7 +83,7 @@ def imports(path: Path) -> Iterator[tuple[int, str]]:
 
 
 def room(name: str) -> str:
-    """`mmcl.metrics.matrix.ScoreMatrix` -> `metrics`, `mmcl.engine` -> `runner`; a name of `mmcl` itself -> `__init__`."""
+    """`mmcl.metrics.matrix.X` -> `metrics`, `mmcl.engine` -> `runner`; a name of `mmcl` itself -> `__init__`."""
     second = name.split(".")[1]
     if second in mmcl.__all__:
         return "__init__"

@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from torch import Tensor
 
+from mmcl.errors import ConfigError, near
 from mmcl.outputs import Batch, Outputs
+from mmcl.stream import EvalSet
+
+KINDS = {
+    "zero_shot": "mmcl.metrics.zero_shot_probe.ZeroShotProbe",
+    "retrieval": "mmcl.metrics.retrieval_probe.RetrievalProbe",
+}
+"""Short names of probes; a dotted class path works as well."""
 
 Encode = Callable[[Batch], Outputs]
 Reduce = Callable[[Tensor], Tensor]
@@ -44,6 +53,11 @@ class Probe:
     direction: Literal["higher", "lower"] = "higher"
     protocol: str = ""
 
+    @classmethod
+    def of(cls, evalset: EvalSet, module: Any) -> Probe:
+        """The probe for an evaluation set and the module that it will measure."""
+        return cls(**evalset.options)
+
     def start(self, encode: Encode) -> None:
         """Before the pass, with the evaluation weights in place: reset, build the text classifier."""
         raise NotImplementedError
@@ -60,6 +74,32 @@ class Probe:
             gather: rows of all ranks concatenated (the first dimension may differ between ranks).
         """
         raise NotImplementedError
+
+
+def build(evalset: EvalSet, module: Any) -> Probe:
+    """The probe of an evaluation set.
+
+    Args:
+        evalset: its `probe` is a kind that the module offers.
+        module: what will be measured.
+
+    Raises:
+        ConfigError: the module lacks the kind, the kind is unknown, or the set lacks what the probe needs.
+    """
+    where = f"evaluation set '{evalset.name}'"
+    if evalset.probe not in module.probes:
+        raise ConfigError(
+            f"{where}: {type(module).__name__} has no probe '{evalset.probe}'; {near(evalset.probe, module.probes)}"
+        )
+    home, _, name = KINDS.get(evalset.probe, evalset.probe).rpartition(".")
+    try:
+        kind: type[Probe] = getattr(importlib.import_module(home), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ConfigError(f"{where}: unknown probe '{evalset.probe}'; {near(evalset.probe, KINDS)}") from error
+    try:
+        return kind.of(evalset, module)
+    except TypeError as error:
+        raise ConfigError(f"{where}: options {dict(evalset.options)} do not fit its probe: {error}") from error
 
 
 def describe_templates(templates: Sequence[str]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,6 +12,7 @@ from mmcl.errors import ConfigError, RunError
 from mmcl.metrics.probes import Encode, Probe, ProbeResult, describe_templates
 from mmcl.metrics.zero_shot import score_ranks, zero_shot_classifier, zero_shot_logits
 from mmcl.outputs import Batch, Outputs
+from mmcl.stream import EvalSet
 
 TEXTS_AT_ONCE = 512
 Prompts = Callable[[Sequence[str], Sequence[str]], Tensor]
@@ -41,6 +43,12 @@ class ZeroShotProbe(Probe):
         self.protocol = f"zero-shot top-1 over {len(class_names)} classes, {describe_templates(templates)}"
         self.classifier = torch.empty(0)
         self.counts = torch.empty(0)
+
+    @classmethod
+    def of(cls, evalset: EvalSet, module: Any) -> ZeroShotProbe:
+        if evalset.class_names is None:
+            raise ConfigError(f"evaluation set '{evalset.name}': zero-shot classification needs `class_names`")
+        return cls(module.prompts, evalset.class_names, evalset.templates, **evalset.options)
 
     def start(self, encode: Encode) -> None:
         """Build the classifier."""

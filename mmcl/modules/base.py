@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 from mmcl.errors import ConfigError, near
 from mmcl.outputs import Batch, Objective, Outputs, Site
 from mmcl.schedule import Schedule, WarmupCosine
-from mmcl.stream import EvalSet, Stream, Task
+from mmcl.stream import Stream, Task
 
 OptimizerBuilder = Callable[[Iterable[Any]], Optimizer]
 
@@ -75,14 +75,6 @@ class Module(pl.LightningModule):
         """Texts -> (len(texts), L) token ids."""
         raise NotImplementedError
 
-    def probe(self, evalset: EvalSet) -> Any:
-        """The probe of an evaluation set (`mmcl.metrics.probes.Probe`).
-
-        Raises:
-            ConfigError: this module cannot do the probe's kind, or the set lacks what it needs.
-        """
-        raise NotImplementedError
-
     def sites(self, kind: str) -> list[Site]:
         """Places of one kind where adapters go.
 
@@ -96,14 +88,8 @@ class Module(pl.LightningModule):
         """Refuse a stream that this module cannot serve, before anything is written.
 
         Raises:
-            ConfigError: a probe that it lacks, or a task without what the objective needs.
+            ConfigError: a task without what the objective needs.
         """
-        for evalset in stream.evals:
-            if evalset.probe not in self.probes:
-                raise ConfigError(
-                    f"evaluation set '{evalset.name}': {type(self).__name__} has no probe '{evalset.probe}'; "
-                    f"{near(evalset.probe, self.probes)}"
-                )
         for task in stream.tasks:
             self.objective.check(task)
 

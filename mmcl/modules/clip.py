@@ -18,7 +18,7 @@ from mmcl.modules.clip_transform import ImageAugment, SampleTransform
 from mmcl.modules.contrastive_losses import Contrastive
 from mmcl.outputs import Batch, Objective, Outputs, Site
 from mmcl.schedule import Schedule
-from mmcl.stream import EvalSet, Stream, Task
+from mmcl.stream import Stream, Task
 
 MAX_LOGIT_SCALE = math.log(100)
 """Upper bound of the learned temperature, as CLIP was trained."""
@@ -129,22 +129,6 @@ class CLIPModule(Module):
             self._prompts[key] = tokens.reshape(len(class_names), len(templates), -1)
         return self._prompts[key]
 
-    def probe(self, evalset: EvalSet) -> Any:
-        from mmcl.metrics.retrieval_probe import RetrievalProbe
-        from mmcl.metrics.zero_shot_probe import ZeroShotProbe
-
-        where = f"evaluation set '{evalset.name}'"
-        if evalset.probe not in self.probes:
-            raise ConfigError(f"{where}: CLIPModule has no probe '{evalset.probe}'; {near(evalset.probe, self.probes)}")
-        try:
-            if evalset.probe == "retrieval":
-                return RetrievalProbe(**evalset.options)
-            if evalset.class_names is None:
-                raise ConfigError(f"{where}: zero-shot classification needs `class_names`")
-            return ZeroShotProbe(self.prompts, evalset.class_names, evalset.templates, **evalset.options)
-        except TypeError as error:
-            raise ConfigError(f"{where}: options {dict(evalset.options)} do not fit its probe: {error}") from error
-
     def sites(self, kind: str) -> list[Site]:
         if kind != "linear":
             return super().sites(kind)
@@ -155,7 +139,6 @@ class CLIPModule(Module):
     def check(self, stream: Stream) -> None:
         super().check(stream)
         for evalset in stream.evals:
-            self.probe(evalset)
             fields = evalset.source.fields
             needed = {"image", "text"} if evalset.probe == "retrieval" else {"image", "labels"}
             if fields is not None and needed - fields.keys():

@@ -10,12 +10,12 @@ from typing import Any
 
 import pytest
 import torch
+from toy import metrics, network, runner, stream
+
 from mmcl import Strategy
 from mmcl.errors import ConfigError, RunError
 from mmcl.interrupt import Interrupted
 from mmcl.strategies import Frozen, MomentumInterpolation, WeightConsolidation, WeightEnsemble, WeightInterpolation
-
-from toy import metrics, network, runner, stream
 
 STRATEGIES: dict[str, Any] = {
     "none": lambda: [],

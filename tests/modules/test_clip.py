@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from mmcl.errors import ConfigError, RunError
+from mmcl.metrics.probes import build
 from mmcl.modules import CLIPModule
 from mmcl.modules.clip_transform import ImageAugment
 from mmcl.modules.contrastive_losses import ClassTextCrossEntropy, Contrastive
@@ -200,13 +201,14 @@ def test_a_stream_is_checked_before_anything_is_written(make: Make, tools: Simpl
         return Stream("s", [tools.task(**task)], [evalset])
 
     source = Source(["a.tar"])
-    module.check(stream(EvalSet("e", source, class_names=["cat"], options={"k": 3})))
+    module.check(stream(EvalSet("e", source, class_names=["cat"])))
+    build(EvalSet("e", source, class_names=["cat"], options={"k": 3}), module)
     with pytest.raises(ConfigError, match="'e': zero-shot classification needs `class_names`"):
-        module.check(stream(EvalSet("e", source)))
+        build(EvalSet("e", source), module)
     with pytest.raises(ConfigError, match=r"no probe 'zeroshot'; did you mean zero_shot\?"):
-        module.check(stream(EvalSet("e", source, probe="zeroshot")))
+        build(EvalSet("e", source, probe="zeroshot"), module)
     with pytest.raises(ConfigError, match=r"'e': options .*chunks"):
-        module.check(stream(EvalSet("e", source, probe="retrieval", options={"chunks": 3})))
+        build(EvalSet("e", source, probe="retrieval", options={"chunks": 3}), module)
     with pytest.raises(ConfigError, match="fields` lack text"):
         module.check(stream(EvalSet("e", Source(["a.tar"], fields={"image": ["jpg"]}), probe="retrieval")))
     classes = make(objective=ClassTextCrossEntropy())

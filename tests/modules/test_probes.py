@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mmcl.errors import ConfigError, RunError
-from mmcl.metrics.probes import Probe, ProbeResult
+from mmcl.metrics.probes import Probe, ProbeResult, build
 from mmcl.metrics.retrieval_probe import RetrievalProbe
 from mmcl.metrics.zero_shot_probe import ZeroShotProbe
 from mmcl.modules import CLIPModule
@@ -63,9 +63,9 @@ def test_zero_shot_against_brute_force_on_any_number_of_ranks(make: Make, tools:
     templates = ["a photo of a {}", "a drawing of a red {}", "{} ."]
     evalset = EvalSet("e", Source(["a.tar"]), class_names=tools.names, templates=templates, options={"k": 2})
     with torch.no_grad():
-        one = over_ranks(lambda: module.probe(evalset), module, [[batch]])
+        one = over_ranks(lambda: build(evalset, module), module, [[batch]])
         parts = [cut(batch, [0, 3, 6], [9], pad=2), cut(batch, [1, 4, 7, 10, 2], [5, 8, 11], pad=1)]
-        two = over_ranks(lambda: module.probe(evalset), module, parts)
+        two = over_ranks(lambda: build(evalset, module), module, parts)
         rows = []
         for name in tools.names:
             texts = module.network.encode_text(module.tokenize([t.format(name) for t in templates]), normalize=True)
@@ -78,7 +78,7 @@ def test_zero_shot_against_brute_force_on_any_number_of_ranks(make: Make, tools:
     assert one.metrics["top2"] == float((order[:, :2] == batch["labels"][:, None]).any(dim=1).double().mean())
     recalls = [float(hits[batch["labels"] == c].double().mean()) for c in range(5)]
     assert one.metrics["mean_per_class_recall"] == pytest.approx(sum(recalls) / 5)
-    assert module.probe(evalset).protocol == "zero-shot top-1 over 5 classes, 3 templates averaged"
+    assert build(evalset, module).protocol == "zero-shot top-1 over 5 classes, 3 templates averaged"
 
 
 def test_class_texts_are_encoded_some_at_a_time() -> None:
@@ -105,7 +105,7 @@ def test_class_texts_are_encoded_some_at_a_time() -> None:
 def test_labels_must_fit_the_class_names(make: Make, tools: SimpleNamespace) -> None:
     module = make()
     batch = tools.batch(module)
-    probe = module.probe(EvalSet("e", Source(["a.tar"]), class_names=["cat", "dog"]))
+    probe = build(EvalSet("e", Source(["a.tar"]), class_names=["cat", "dog"]), module)
     probe.start(module)
     with pytest.raises(RunError, match=r"labels 0\.\.4 do not fit 2 class names"):
         probe.update(batch, module(batch))
@@ -114,7 +114,7 @@ def test_labels_must_fit_the_class_names(make: Make, tools: SimpleNamespace) -> 
     with pytest.raises(RunError, match="no samples"):
         probe.compute(lambda t: t, lambda t: t)
     with pytest.raises(ConfigError, match="option k is 1"):
-        module.probe(EvalSet("e", Source(["a.tar"]), class_names=["cat"], options={"k": 1}))
+        build(EvalSet("e", Source(["a.tar"]), class_names=["cat"], options={"k": 1}), module)
 
 
 # -- retrieval ------------------------------------------------------------------------------------------------------
@@ -168,7 +168,7 @@ def test_retrieval_with_one_caption_needs_no_owners(make: Make, tools: SimpleNam
     module = make()
     batch = tools.batch(module)
     with torch.no_grad():
-        result = over_ranks(lambda: module.probe(EvalSet("e", Source(["a.tar"]), "retrieval")), module, [[batch]])
+        result = over_ranks(lambda: build(EvalSet("e", Source(["a.tar"]), "retrieval"), module), module, [[batch]])
         again = over_ranks(RetrievalProbe, module, [cut(batch, [0, 2, 4], pad=1), cut(batch, [1, 3], [5])])
     assert result.count == 12 and result == again
     assert set(result.metrics) >= {"image_to_text_recall@10", "text_to_image_recall@5", "mean_recall@1"}

@@ -1,4 +1,4 @@
-"""A run small enough for a test of the walk itself: a two-layer network on vectors, through the real runner and Trainer."""
+"""A run small enough for a test of the walk: a two-layer network on vectors, the real runner and the real Trainer."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
+
 from mmcl import Budget, EvalSet, Source, Strategy, Stream, Task
 from mmcl import trainer as lightning
 from mmcl.metrics.probes import Probe, ProbeResult
@@ -16,7 +18,6 @@ from mmcl.modules.base import Module
 from mmcl.outputs import Objective, Outputs
 from mmcl.runner import Runner, RunOptions
 from mmcl.seeds import mix
-from torch import nn
 
 
 class SquaredError(Objective):
@@ -39,7 +40,7 @@ class ErrorProbe(Probe):
 
 
 class ToyModule(Module):
-    provides, probes = frozenset({"logits"}), frozenset({"zero_shot"})
+    provides, probes = frozenset({"logits"}), frozenset({"toy.ErrorProbe"})
 
     def __init__(self, lr: float = 1e-2) -> None:
         super().__init__(SquaredError(), lr=lr)
@@ -53,9 +54,6 @@ class ToyModule(Module):
 
     def transform(self, sample: dict[str, Any], augment: bool) -> dict[str, Any]:
         return sample
-
-    def probe(self, evalset: EvalSet) -> ErrorProbe:
-        return ErrorProbe()
 
 
 @dataclass
@@ -104,6 +102,7 @@ class ToyData:
         return [self._batch(task.name, 8 * i) for i in range(4)]
 
 
+PROBE = "toy.ErrorProbe"
 SOURCE = Source(["unused.tar"])
 
 
@@ -112,7 +111,7 @@ def stream(segment: int | None = None) -> Stream:
         Task("first", [SOURCE], Budget(steps=10), evaluates="own", segment=segment),
         Task("second", [SOURCE], Budget(samples=56)),
     ]
-    return Stream("toy", tasks, [EvalSet("own", SOURCE), EvalSet("kept", SOURCE, subset=4)])
+    return Stream("toy", tasks, [EvalSet("own", SOURCE, PROBE), EvalSet("kept", SOURCE, PROBE, subset=4)])
 
 
 def runner(folder: Path, strategies: Sequence[Strategy] = (), **changes: Any) -> Runner:
