@@ -30,7 +30,7 @@ def collate(samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
         if sample.keys() != keys:
             lacking = ", ".join(sorted(keys ^ sample.keys()))
             raise RunError(
-                f"samples '{samples[0]['__key__']}' and '{sample['__key__']}' share a batch, but only one has {lacking}; "
+                f"samples '{samples[0]['__key__']}' and '{sample['__key__']}' share a batch, but one lacks {lacking}; "
                 "the sources of a batch need the same fields"
             )
     batch: dict[str, Any] = {}

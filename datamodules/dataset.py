@@ -124,7 +124,7 @@ class BatchDataset(Dataset[dict[str, Any]]):
         """The sample of a draw, or the first good one after it, and whether it was replaced."""
         pool = self._pools[draw.pool]
         for step in range(min(_MAX_TRIES, len(pool))):
-            index = (draw.index + step) % len(pool)
+            index = (draw.sample + step) % len(pool)
             try:
                 return self._load(pool, draw.epoch, index), step > 0
             except BadSample as error:

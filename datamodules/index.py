@@ -83,7 +83,7 @@ class ShardIndex:
     def find(self, names: Sequence[str]) -> npt.NDArray[np.int64]:
         """(N,) the member of each sample with the first of these extensions that it has; -1 where it has none."""
         found = np.full(len(self), -1, dtype=np.int64)
-        owner = np.repeat(np.arange(len(self)), np.diff(self.starts.astype(np.int64)))
+        owner = np.repeat(np.arange(len(self)), (self.starts[1:] - self.starts[:-1]).astype(np.int64))
         for name in reversed(names):
             if name in self.extensions:
                 rows = np.flatnonzero(self.extension == self.extensions.index(name))

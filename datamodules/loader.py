@@ -69,7 +69,7 @@ class StreamLoader(DataLoader[dict[str, Any]]):
             batch_size=None,  # an item of the sampler is a whole batch, which the dataset collates
             sampler=batches,
             num_workers=workers,
-            collate_fn=_same,
+            collate_fn=_same,  # type: ignore[arg-type]
             pin_memory=pin_memory,
             # Fork: transforms need not be picklable, and workers share the index.
             multiprocessing_context="fork" if workers else None,
@@ -87,8 +87,8 @@ class StreamLoader(DataLoader[dict[str, Any]]):
             replaced = self._bad.count - before
             if replaced > self._bad.max_bad * self._draws:
                 raise RunError(
-                    f"{replaced} of {self._draws} draws could not be decoded, more than max_bad = {self._bad.max_bad:g}; "
-                    f"the last one: {next(reversed(self._bad.names))}"
+                    f"{replaced} of {self._draws} draws could not be decoded, more than max_bad = "
+                    f"{self._bad.max_bad:g} allows; the last one: {next(reversed(self._bad.names))}"
                 )
             yield batch
 

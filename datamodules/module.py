@@ -12,7 +12,7 @@ from mmcl.datamodules.loader import BadSamples, StreamLoader
 from mmcl.datamodules.order import Order, derive
 from mmcl.datamodules.plan import OWN, BatchPlan, make_plan
 from mmcl.datamodules.reader import SourceReader
-from mmcl.datamodules.sampler import Cut, PassBatches, Pooled, TrainBatches, choose
+from mmcl.datamodules.sampler import Cut, Part, PassBatches, TrainBatches, choose
 from mmcl.errors import ConfigError
 from mmcl.stream import Source, Stream, Task
 
@@ -175,7 +175,7 @@ class StreamDataModule(LightningDataModule):
         names = [*plan.order, *plan.side]
         pools = [self._pool(name, by_name[name], task) for name in names]
         parts = [
-            Pooled(i, self._order(pool), counts[name], positions.get(name, 0))
+            Part(i, self._order(pool), counts[name], positions.get(name, 0))
             for i, (name, pool) in enumerate(zip(names, pools, strict=True))
         ]
         mixed = len(plan.order)

@@ -81,5 +81,7 @@ class Order:
 
     def _make_window(self, epoch: int, window: int) -> npt.NDArray[np.int64]:
         shards = self._epoch(epoch)[0][window * self._window : (window + 1) * self._window]
-        samples = np.concatenate([np.arange(b, b + n) for b, n in zip(self._begins[shards], self._sizes[shards])])
+        samples = np.concatenate(
+            [np.arange(b, b + n) for b, n in zip(self._begins[shards], self._sizes[shards], strict=True)]
+        )
         return shuffled(samples, mix(self._seed, epoch, 1))

@@ -70,7 +70,7 @@ def make_plan(
             raise ConfigError(f"{where}: source '{name}' needs another name: {why}")
     mixed = [source for source in extra if source.role == "mixed"]
     middle = len(mixed) // 2
-    order = tuple(s.name for s in [*mixed[:middle]]) + (OWN,) + tuple(s.name for s in mixed[middle:])
+    order = (*(s.name for s in mixed[:middle]), OWN, *(s.name for s in mixed[middle:]))
     shares = _shares(mixed, where)
     counts = dict(zip(order, mixture_counts(batch_size, [shares[name] for name in order]), strict=True))
     for source in mixed:
@@ -81,7 +81,8 @@ def make_plan(
     own = counts.pop(OWN)
     if own > own_samples:
         raise ConfigError(
-            f"{where}: a batch takes {own} of its samples, but it has {own_samples}; make `batch_size` ({batch_size}) smaller"
+            f"{where}: a batch takes {own} of its samples, but it has {own_samples}; "
+            f"make `batch_size` ({batch_size}) smaller"
         )
     if own == 0 and task.budget.epochs is not None:
         raise ConfigError(

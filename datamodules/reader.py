@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import zlib
-from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -12,11 +10,12 @@ import numpy as np
 import numpy.typing as npt
 
 from mmcl.datamodules.decode import DECODERS, IMAGES, captions, decode, kind
-from mmcl.datamodules.index import Member, ShardIndex, load_index
+from mmcl.datamodules.files import read_bytes
+from mmcl.datamodules.index import Member, load_index
 from mmcl.datamodules.scan import NO_CAPTION, UNREADABLE
 from mmcl.datamodules.selection import chosen_keys, keep_keys, keep_labels
 from mmcl.datamodules.shards import expand_shards
-from mmcl.errors import ConfigError, RunError
+from mmcl.errors import ConfigError
 from mmcl.stream import Source
 
 STANDARD_FIELDS: Mapping[str, Sequence[str]] = {"image": IMAGES, "text": ("txt", "json"), "labels": ("cls",)}
@@ -46,13 +45,7 @@ class SourceReader:
         self.source = source
         self.name = source.name
         self.fields = dict(STANDARD_FIELDS if source.fields is None else source.fields)
-        for field, names in self.fields.items():
-            for name in names:
-                if kind(name) not in DECODERS:
-                    raise ConfigError(
-                        f"source '{self.name}': field '{field}' wants members '{name}', which are never decoded; "
-                        f"known: {', '.join(DECODERS)}"
-                    )
+        _check_formats(self.fields, self.name)
         self.paths = expand_shards(source.shards, source.name)
         self._shards = [load_index(path) for path in self.paths]
         self._kept = [np.arange(len(shard)) for shard in self._shards]
@@ -85,10 +78,7 @@ class SourceReader:
         members = {m.extension: m for m in self._shards[shard].members(sample)}
         row: dict[str, Any] = {"__key__": self._shards[shard].key(sample)}
         for field in self.present:
-            for extension in self.fields[field]:
-                if extension in members and members[extension].value != NO_CAPTION:
-                    row[field] = self._decode(index, shard, field, members[extension])
-                    break
+            row[field] = self._decode(index, shard, field, self._choose(field, members))
         return row
 
     def labels(self) -> npt.NDArray[np.int64] | None:
@@ -108,13 +98,10 @@ class SourceReader:
         """All captions, in the order of the samples; those that cannot be read are passed over."""
         for index in range(len(self)) if "text" in self.present else ():
             shard, sample = self._locate(index)
-            members = {m.extension: m for m in self._shards[shard].members(sample)}
-            for extension in self.fields["text"]:
-                if extension in members and members[extension].value != NO_CAPTION:
-                    if members[extension].value != UNREADABLE:
-                        text = self._decode(index, shard, "text", members[extension])
-                        yield from [text] if isinstance(text, str) else text
-                    break
+            member = self._choose("text", {m.extension: m for m in self._shards[shard].members(sample)})
+            if member.value != UNREADABLE:
+                text = self._decode(index, shard, "text", member)
+                yield from [text] if isinstance(text, str) else text
 
     def check_captions(self) -> None:
         """Refuse empty captions.
@@ -137,7 +124,7 @@ class SourceReader:
         Raises:
             ConfigError: names the first one.
         """
-        for field in self.present & {"text", "labels"}:
+        for field in {"text", "labels"}.intersection(self.present):
             broken = np.flatnonzero(self._kept_values(field) == UNREADABLE)
             if len(broken):
                 raise ConfigError(
@@ -169,6 +156,14 @@ class SourceReader:
         shard = int(np.searchsorted(self._begins, index, side="right")) - 1
         return shard, int(self._kept[shard][index - int(self._begins[shard])])
 
+    def _choose(self, field: str, members: Mapping[str, Member]) -> Member:
+        """The member that a field is read from. A ``json`` without captions is no text."""
+        return next(
+            members[name]
+            for name in self.fields[field]
+            if name in members and not (field == "text" and members[name].value == NO_CAPTION)
+        )
+
     def _decode(self, index: int, shard: int, field: str, member: Member) -> Any:
         data = read_bytes(self.paths[shard], member.offset, member.size)
         try:
@@ -177,8 +172,8 @@ class SourceReader:
                 return value if self.source.labels is None else self.source.labels[value]
             if field == "text" and kind(member.extension) == "json":
                 value = captions(value)
-                if not value or not all(value):
-                    raise ValueError("an empty caption")
+            if field == "text" and (not value or not all(value)):
+                raise ValueError("an empty caption")
             return value
         except Exception as error:  # decoders raise what they like
             changed = "" if zlib.crc32(data) == member.crc else "; the bytes changed after the shard was indexed"
@@ -186,7 +181,7 @@ class SourceReader:
             raise BadSample(f"{self.where(index)}: member '{member.extension}': {reason}{changed}") from error
 
     def _values(self, field: str) -> list[npt.NDArray[np.int64]]:
-        """For each shard the values of a field's members, `NO_CAPTION` where a sample has none."""
+        """For each shard the values of a text's or label's members, `NO_CAPTION` where a sample has none."""
         found = []
         for shard in self._shards:
             values = np.full(len(shard), NO_CAPTION, np.int64)
@@ -205,12 +200,14 @@ class SourceReader:
     def _has(self, field: str) -> npt.NDArray[np.bool_]:
         """(N,) whether a kept sample has a field."""
         if field == "text":
-            return self._kept_values("text") != NO_CAPTION
-        names = self.fields[field]
-        return np.concatenate([s.find(names)[k] >= 0 for s, k in zip(self._shards, self._kept, strict=True)])
+            has = self._kept_values("text") != NO_CAPTION
+        else:
+            members = [s.find(self.fields[field])[k] for s, k in zip(self._shards, self._kept, strict=True)]
+            has = np.concatenate(members) >= 0
+        return np.asarray(has, np.bool_)
 
-    def _check_fields(self) -> set[str]:
-        present = set()
+    def _check_fields(self) -> list[str]:
+        present = []
         for field, names in self.fields.items():
             has = self._has(field)
             if not has.any() and self.source.fields is None:
@@ -221,47 +218,20 @@ class SourceReader:
                     f"source '{self.name}': {self.where(int(np.argmin(has)))} has no member for '{field}' "
                     f"({', '.join(names)}){others}; add it, leave the sample out, or choose `fields`"
                 )
-            present.add(field)
+            present.append(field)
         if not present:
             wanted = ", ".join(n for names in self.fields.values() for n in names)
             raise ConfigError(f"source '{self.name}': no sample of {self.paths[0]} has any of the members {wanted}")
         return present
 
 
-class _OpenFiles:
-    """File descriptors of this process, opened when first read and closed when long unused."""
-
-    limit = 64
-
-    def __init__(self) -> None:
-        self._process = os.getpid()
-        self._descriptors: OrderedDict[str, int] = OrderedDict()
-
-    def get(self, path: str) -> int:
-        if self._process != os.getpid():
-            # After a fork the descriptors are the parent's to close.
-            self.__init__()  # type: ignore[misc]
-        if path not in self._descriptors:
-            self._descriptors[path] = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-            if len(self._descriptors) > self.limit:
-                os.close(self._descriptors.popitem(last=False)[1])
-        self._descriptors.move_to_end(path)
-        return self._descriptors[path]
-
-
-_open_files = _OpenFiles()
-
-
-def read_bytes(path: str, offset: int, size: int) -> bytes:
-    """Bytes of a file.
-
-    Raises:
-        RunError: the file is gone or shorter than it was when it was indexed.
-    """
-    try:
-        data = os.pread(_open_files.get(path), size, offset)
-    except OSError as error:
-        raise RunError(f"shard {path} cannot be read: {error.strerror}") from error
-    if len(data) != size:
-        raise RunError(f"shard {path} ends at byte {offset + len(data)}, inside a member: it was cut while in use")
-    return data
+def _check_formats(fields: Mapping[str, Sequence[str]], source: str) -> None:
+    """Refuse what is never decoded, and texts and labels in formats that the index does not look into."""
+    allowed = {"text": ("txt", "json"), "labels": ("cls",)}
+    for field, names in fields.items():
+        known = allowed.get(field, tuple(DECODERS))
+        for name in names:
+            if kind(name) not in known:
+                raise ConfigError(
+                    f"source '{source}': field '{field}' cannot be read from members '{name}'; known: {', '.join(known)}"
+                )

@@ -18,7 +18,7 @@ class Draw(NamedTuple):
 
     pool: int
     epoch: int
-    index: int
+    sample: int
     valid: bool = True
 
 
@@ -59,18 +59,38 @@ class Cut:
         return range(begin, begin + size)
 
 
+@dataclass(frozen=True)
+class Part:
+    """What a pool gives to a batch.
+
+    Args:
+        pool: its number.
+        order: of its samples.
+        count: samples in a step.
+        begin: samples drawn from it before the segment.
+    """
+
+    pool: int
+    order: Order
+    count: int
+    begin: int
+
+    def draw(self, step: int, i: int) -> Draw:
+        """Sample `i` of this pool in a step."""
+        return Draw(self.pool, *self.order.at(self.begin + step * self.count + i))
+
+
 class TrainBatches(Sampler[list[Draw]]):
     """The batches of optimizer steps `first_step` .. `steps` - 1 of a segment.
 
     Args:
-        groups: pools that share a batch: first those of the training batch, then each side batch alone. A pool is
-            its number, its order, its samples per step and the samples drawn from it before the segment.
+        groups: parts that share a batch: first those of the training batch, then each side batch alone.
         cut: this rank's part of a step.
         first_step: where to begin in the segment.
         steps: steps of the segment.
     """
 
-    def __init__(self, groups: Sequence[Sequence[Pooled]], cut: Cut, first_step: int, steps: int) -> None:
+    def __init__(self, groups: Sequence[Sequence[Part]], cut: Cut, first_step: int, steps: int) -> None:
         self._groups = [(group, interleave([p.count for p in group])) for group in groups]
         self._cut, self._steps = cut, range(first_step, steps)
 
@@ -85,19 +105,6 @@ class TrainBatches(Sampler[list[Draw]]):
                     for group, rows in self._groups
                     for row in self._cut.rows(len(rows), micro)
                 ]
-
-
-class Pooled(NamedTuple):
-    """A pool's part in a batch; see `TrainBatches`."""
-
-    number: int
-    order: Order
-    count: int
-    begin: int
-
-    def draw(self, step: int, i: int) -> Draw:
-        """Sample `i` of this pool in a step."""
-        return Draw(self.number, *self.order.at(self.begin + step * self.count + i))
 
 
 class PassBatches(Sampler[list[Draw]]):
