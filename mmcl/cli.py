@@ -88,7 +88,8 @@ def _dispatch(arguments: list[str]) -> int:
             raise ConfigError("--seeds belongs to `mmcl fit`")
         return _each_seed(seeds, rest)
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
-    logging.getLogger("mmcl").setLevel(logging.INFO)
+    main_process = os.environ.get("LOCAL_RANK", "0") == "0"
+    logging.getLogger("mmcl").setLevel(logging.INFO if main_process else logging.ERROR)
     from mmcl.commands import run_command
 
     return run_command(command, rest)

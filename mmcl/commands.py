@@ -6,6 +6,7 @@ import json
 import logging
 import shlex
 import sys
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -241,4 +242,6 @@ def quiet() -> None:
     """Leave out what says nothing to a user of streams."""
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", message=".*LightningCLI's args parameter.*")
+    warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")
     logging.getLogger("root").addFilter(lambda record: "No pretrained weights" not in record.getMessage())

@@ -17,6 +17,8 @@ from typing import Any
 from mmcl.errors import ConfigError, near
 
 KINDS = ("strategies", "modules", "benchmarks", "datamodules")
+BASES = {"strategies": ("Strategy",), "modules": ("Module", "LightningModule"), "datamodules": ("LightningDataModule",)}
+"""Root classes: what builds on them, directly or through another plug-in, is offered."""
 ROOT = Path(__file__).resolve().parent
 
 
@@ -25,6 +27,10 @@ def _own(kind: str) -> dict[str, tuple[str, str]]:
     """Public names of a package: name -> (import path of its file, first line of its docstring)."""
     folder = ROOT / kind
     found: dict[str, tuple[str, str]] = {}
+    family = set(BASES.get(kind, ()))
+    for node in _definitions(folder):
+        if isinstance(node, ast.ClassDef) and family & _bases(node):
+            family.add(node.name)
     for file in sorted(folder.rglob("*.py")):
         relative = file.relative_to(folder).with_suffix("")
         parts = [p for p in relative.parts if p != "__init__"]
@@ -32,24 +38,36 @@ def _own(kind: str) -> dict[str, tuple[str, str]]:
             continue
         path = ".".join(("mmcl", kind, *parts))
         for node in ast.parse(file.read_text(encoding="utf-8")).body:
-            if isinstance(node, (ast.ClassDef, ast.FunctionDef)) and _offered(kind, node):
+            if isinstance(node, (ast.ClassDef, ast.FunctionDef)) and _offered(kind, node, family):
                 doc = (ast.get_docstring(node) or "").split("\n", 1)[0]
                 found[node.name] = (path, doc)
     return found
 
 
-def _offered(kind: str, node: ast.ClassDef | ast.FunctionDef) -> bool:
+def _definitions(folder: Path) -> list[ast.stmt]:
+    """Top-level statements of a package, classes after the classes of their own package that they build on."""
+    found = [n for f in sorted(folder.rglob("*.py")) for n in ast.parse(f.read_text(encoding="utf-8")).body]
+    classes = {n.name: n for n in found if isinstance(n, ast.ClassDef)}
+
+    def depth(node: ast.stmt) -> int:
+        if not isinstance(node, ast.ClassDef):
+            return 0
+        return 1 + max((depth(classes[b]) for b in _bases(node) if b in classes and b != node.name), default=0)
+
+    return sorted(found, key=depth)
+
+
+def _bases(node: ast.ClassDef) -> set[str]:
+    names = {b.id for b in node.bases if isinstance(b, ast.Name)}
+    return names | {b.attr for b in node.bases if isinstance(b, ast.Attribute)}
+
+
+def _offered(kind: str, node: ast.ClassDef | ast.FunctionDef, family: set[str]) -> bool:
     if node.name.startswith("_"):
         return False
     if kind == "benchmarks":  # a benchmark is a function that returns a stream
         return isinstance(node, ast.FunctionDef) and isinstance(node.returns, ast.Name) and node.returns.id == "Stream"
-    if not isinstance(node, ast.ClassDef):
-        return False
-    bases = {b.id for b in node.bases if isinstance(b, ast.Name)} | {
-        b.attr for b in node.bases if isinstance(b, ast.Attribute)
-    }
-    wanted = {"strategies": "Strategy", "modules": "Module", "datamodules": "LightningDataModule"}[kind]
-    return wanted in bases
+    return isinstance(node, ast.ClassDef) and node.name in family - set(BASES[kind])
 
 
 @cache

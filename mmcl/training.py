@@ -114,7 +114,6 @@ class Training(Session):
         self._restore_exact = True
 
     def _after_step(self, engine: Engine, batch: Batch) -> None:
-        self.data.note_bad(batch)
         stepped = engine.task_step > self.progress.task_step or engine.segment_step > self.progress.segment_step
         if not stepped:
             return
