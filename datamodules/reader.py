@@ -233,5 +233,6 @@ def _check_formats(fields: Mapping[str, Sequence[str]], source: str) -> None:
         for name in names:
             if kind(name) not in known:
                 raise ConfigError(
-                    f"source '{source}': field '{field}' cannot be read from members '{name}'; known: {', '.join(known)}"
+                    f"source '{source}': field '{field}' cannot be read from members '{name}'; "
+                    f"known: {', '.join(known)}"
                 )

@@ -17,7 +17,7 @@ from typing import Any
 from mmcl.errors import ConfigError, near
 
 KINDS = ("strategies", "modules", "benchmarks", "datamodules")
-BASES = {"strategies": ("Strategy",), "modules": ("Module", "LightningModule"), "datamodules": ("LightningDataModule",)}
+BASES = {"strategies": ("Strategy",), "modules": ("Module",), "datamodules": ("LightningDataModule",)}
 """Root classes: what builds on them, directly or through another plug-in, is offered."""
 ROOT = Path(__file__).resolve().parent
 
@@ -58,8 +58,7 @@ def _definitions(folder: Path) -> list[ast.stmt]:
 
 
 def _bases(node: ast.ClassDef) -> set[str]:
-    names = {b.id for b in node.bases if isinstance(b, ast.Name)}
-    return names | {b.attr for b in node.bases if isinstance(b, ast.Attribute)}
+    return {ast.unparse(base) for base in node.bases}  # as written: `nn.Module` is not `Module`
 
 
 def _offered(kind: str, node: ast.ClassDef | ast.FunctionDef, family: set[str]) -> bool:

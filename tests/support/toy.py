@@ -74,8 +74,6 @@ class ToyData:
 
     def check(self) -> None: ...
 
-    def note_bad(self, batch: Any) -> None: ...
-
     def count(self, source: Source) -> int:
         return 32
 
