@@ -1,6 +1,6 @@
 """What a model is trained on and measured on: sources, budgets, tasks, evaluation sets and the stream of them.
 
-Everything here is a plain description. It opens no file, so that a stream is cheap to build, compare and print.
+Everything here is a plain description. It opens no shard, so that a stream is cheap to build, compare and print.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, Literal
 
 from mmcl.errors import ConfigError, near
@@ -129,7 +130,8 @@ class Task:
         budget: how long it is trained.
         evaluates: the evaluation set that measures this task; None when there is none. It is the column of the score
             matrix that this task trains.
-        class_names: names of the classes, in the order of the labels; None for data without labels.
+        class_names: names of the classes, in the order of the labels, or the path of a text file with one name a line;
+            None for data without labels.
         templates: prompt templates with one ``{}`` for the class name. Training uses the first one.
         language: BCP 47 tag of the task's texts, for modules that ask.
         domain: free name of the data's domain; it reaches the batch as the task's position under ``domain``.
@@ -141,7 +143,7 @@ class Task:
     train: Sequence[Source]
     budget: Budget
     evaluates: str | None = None
-    class_names: Sequence[str] | None = None
+    class_names: Sequence[str] | str | None = None
     templates: Sequence[str] = ("{}",)
     language: str | None = None
     domain: str | None = None
@@ -155,7 +157,8 @@ class Task:
             raise ConfigError(f"task '{self.name}': own data are mixed sources without a share (they take the rest)")
         if self.segment is not None and self.segment < 1:
             raise ConfigError(f"task '{self.name}': segment {self.segment} is not a positive number of steps")
-        _check_names(f"task '{self.name}'", self.class_names, self.templates)
+        object.__setattr__(self, "class_names", _names(f"task '{self.name}'", self.class_names))
+        _check_templates(f"task '{self.name}'", self.templates)
 
 
 @dataclass(frozen=True)
@@ -166,7 +169,8 @@ class EvalSet:
         name: unique in the stream; the column's name in the score matrix.
         source: the data. Every sample is used exactly once.
         probe: kind of measurement (``zero_shot``, ``retrieval``, ...); a module says which kinds it can do.
-        class_names: candidates of a classification, in the order of the labels.
+        class_names: candidates of a classification, in the order of the labels, or the path of a text file with one
+            name a line.
         templates: prompt templates with one ``{}``; their embeddings are averaged.
         group: where reports put the column. ``held_out`` columns make up retention; columns that a task trains
             are found through `Task.evaluates` whatever their group.
@@ -177,7 +181,7 @@ class EvalSet:
     name: str
     source: Source
     probe: str = "zero_shot"
-    class_names: Sequence[str] | None = None
+    class_names: Sequence[str] | str | None = None
     templates: Sequence[str] = ("{}",)
     group: str = HELD_OUT
     options: Mapping[str, Any] = field(default_factory=dict)
@@ -186,7 +190,8 @@ class EvalSet:
     def __post_init__(self) -> None:
         if self.subset is not None and self.subset < 1:
             raise ConfigError(f"evaluation set '{self.name}': subset {self.subset} is not a positive number of samples")
-        _check_names(f"evaluation set '{self.name}'", self.class_names, self.templates)
+        object.__setattr__(self, "class_names", _names(f"evaluation set '{self.name}'", self.class_names))
+        _check_templates(f"evaluation set '{self.name}'", self.templates)
 
 
 class Stream:
@@ -289,13 +294,23 @@ def _check_unique(where: str, what: str, names: Iterable[str]) -> None:
         seen.add(name)
 
 
-def _check_names(where: str, class_names: Sequence[str] | None, templates: Sequence[str]) -> None:
-    if class_names is not None:
-        if isinstance(class_names, str) or not class_names:
-            raise ConfigError(f"{where}: `class_names` must be a list with at least one name")
-        for i, name in enumerate(class_names):
-            if not name.strip():
-                raise ConfigError(f"{where}: class name {i} is empty")
+def _names(where: str, names: Sequence[str] | str | None) -> tuple[str, ...] | None:
+    if names is None:
+        return None
+    if isinstance(names, str):
+        try:
+            names = Path(names).read_text(encoding="utf-8").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(f"{where}: class names cannot be read from '{names}' ({error})") from error
+    if not names:
+        raise ConfigError(f"{where}: `class_names` is empty; give at least one name")
+    for i, name in enumerate(names):
+        if not name.strip():
+            raise ConfigError(f"{where}: class name {i} is empty")
+    return tuple(names)
+
+
+def _check_templates(where: str, templates: Sequence[str]) -> None:
     if isinstance(templates, str) or not templates:
         raise ConfigError(f"{where}: `templates` must be a list with at least one template")
     for template in templates:

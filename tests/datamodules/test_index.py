@@ -142,7 +142,7 @@ def test_finds_members_without_data(tmp_path):
     with tarfile.open(tmp_path / "a.tar", "w") as tar:
         add(tar, "a.png")
         add(tar, "b.png", b"", type=tarfile.LNKTYPE, linkname="a.png")
-    with pytest.raises(ConfigError, match="'b.png' is no regular file"):
+    with pytest.raises(ConfigError, match=r"'b\.png' is no regular file"):
         load_index(str(tmp_path / "a.tar"))
 
 
