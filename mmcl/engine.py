@@ -144,6 +144,7 @@ class Engine(pl.LightningModule):
         self.last_loss: float | None = None
         self.pulse = Pulse()
         self.find_teacher: Callable[[str], nn.Module] = _no_teacher
+        self.convert: Callable[[Batch], Batch] = lambda batch: batch
         self.wants_stop: Callable[[], bool] = lambda: False
         self.after_step: Callable[[Engine, Batch], None] = lambda engine, batch: None
         self.on_optimizer: Callable[[Optimizer], None] = lambda optimizer: None
@@ -266,7 +267,7 @@ class Engine(pl.LightningModule):
 
         def encode(batch: Batch) -> Outputs:
             with torch.set_grad_enabled(False):
-                return Context(self, stage, batch).forward(batch)
+                return Context(self, stage, batch).forward(self.convert(batch))
 
         try:
             yield encode

@@ -101,7 +101,8 @@ class RunReach:
             with torch.random.fork_rng(devices=[]):
                 network: nn.Module = self.module.build_network()
             weights.write(network, checkpoint.load_weights(self._folder / f"{name}.safetensors"))
-            network.requires_grad_(False).eval().to(self.device)
+            live = next(self.module.network.parameters())
+            network.requires_grad_(False).eval().to(live.device, live.dtype)
             self._teachers[name] = network
         return self._teachers[name]
 

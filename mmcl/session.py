@@ -87,6 +87,7 @@ class Session:
         self.optimizer_state: dict[str, Any] | None = None
         self.scaler_state: dict[str, Any] | None = None
         self.engine.find_teacher = self.reach.teacher
+        self.engine.convert = trainer.precision_plugin.convert_input
         self.engine.wants_stop = lambda: self.flag.signum != 0
         for strategy in self.composition.strategies:
             strategy.attach_reach(self.reach)
@@ -127,9 +128,14 @@ class Session:
         seeds.reseed(self.options.seed, "setup")
         for strategy in self.composition.of("setup"):
             strategy.setup(self.stream)
-        self.engine.to(lightning.device(self.trainer))
+        self._place()
         plans = [self._plan_entry(t) for t in self.stream.tasks]
         self.record = Record(self.folder, self.stream, self._header(), plans, self.is_main)
+
+    def _place(self) -> None:
+        """On the device, in the type of a half-precision Trainer."""
+        self.engine.to(lightning.device(self.trainer))
+        self.trainer.precision_plugin.convert_module(self.engine)
 
     def _header(self) -> dict[str, Any]:
         identity = self.options.identity or {}
@@ -167,7 +173,7 @@ class Session:
         self.module.grow(task)
         for strategy in self.composition.of("grow"):
             strategy.grow(task)
-        self.engine.to(lightning.device(self.trainer))
+        self._place()
         self.module.objective.start(self.module, task)
 
     def _hook(self, name: str, task: Task) -> None:
