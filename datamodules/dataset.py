@@ -23,7 +23,7 @@ Transform = Callable[[dict[str, Any], bool], dict[str, Any]]
 Purpose = Literal["train", "pass", "eval"]
 
 BAD = "__bad__"
-"""Batch key: what was replaced, one text for each. The loader takes it out and counts."""
+"""Batch key: for each replaced draw the samples that failed. The loader takes it out and counts."""
 ERROR = "__error__"
 """Batch key: an error for the user that arose in a worker, as one line instead of a stack trace."""
 
@@ -96,7 +96,7 @@ class BatchDataset(Dataset[dict[str, Any]]):
 
     def __getitem__(self, draws: list[Draw]) -> dict[str, Any]:
         try:
-            bad: list[str] = []
+            bad: list[list[str]] = []
             with _kept_random_state():
                 batch = self._batch([d for d in draws if d.pool not in self._sides], self._labelled, bad)
                 if self._sides:
@@ -108,7 +108,7 @@ class BatchDataset(Dataset[dict[str, Any]]):
         except MmclError as error:
             return {ERROR: str(error)}
 
-    def _batch(self, draws: Sequence[Draw], labelled: bool, bad: list[str]) -> dict[str, Any]:
+    def _batch(self, draws: Sequence[Draw], labelled: bool, bad: list[list[str]]) -> dict[str, Any]:
         samples, valid = [], []
         for draw in draws:
             sample, replaced = self._sample(draw, bad)
@@ -120,19 +120,24 @@ class BatchDataset(Dataset[dict[str, Any]]):
             valid.append(draw.valid and not (replaced and self._purpose == "pass"))
         return {**collate(samples), "valid": torch.tensor(valid)}
 
-    def _sample(self, draw: Draw, bad: list[str]) -> tuple[dict[str, Any], bool]:
+    def _sample(self, draw: Draw, bad: list[list[str]]) -> tuple[dict[str, Any], bool]:
         """The sample of a draw, or the first good one after it, and whether it was replaced."""
         pool = self._pools[draw.pool]
+        failed: list[str] = []
         for step in range(min(_MAX_TRIES, len(pool))):
             index = (draw.sample + step) % len(pool)
             try:
-                return self._load(pool, draw.epoch, index), step > 0
+                sample = self._load(pool, draw.epoch, index)
             except BadSample as error:
                 if self._purpose == "eval":
                     raise RunError(f"{error}; an evaluation cannot leave samples out: mend it") from error
-                bad.append(str(error))
+                failed.append(str(error))
+            else:
+                if failed:
+                    bad.append(failed)
+                return sample, bool(failed)
         raise RunError(
-            f"source '{pool.name}': {min(_MAX_TRIES, len(pool))} samples in a row cannot be decoded: {bad[-1]}"
+            f"source '{pool.name}': {min(_MAX_TRIES, len(pool))} samples in a row cannot be decoded: {failed[-1]}"
         )
 
     def _load(self, pool: Pool, epoch: int, index: int) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 IMAGES = ("jpg", "jpeg", "png", "webp")
 _FORMATS = ("JPEG", "PNG", "WEBP")
@@ -40,7 +40,11 @@ def decode(extension: str, data: bytes) -> Any:
 
 
 def _image(data: bytes) -> Image.Image:
-    with Image.open(io.BytesIO(data), formats=_FORMATS) as opened:
+    try:
+        opened = Image.open(io.BytesIO(data), formats=_FORMATS)
+    except UnidentifiedImageError as error:
+        raise ValueError("not a JPEG, PNG or WebP picture") from error
+    with opened:
         image: Image.Image = opened
         image.load()
         # Pictures from phones lie on their side and say so in EXIF.

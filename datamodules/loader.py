@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from torch.utils.data import DataLoader, Sampler
 
-from mmcl.datamodules.dataset import BAD, ERROR, BatchDataset
+from mmcl.datamodules.dataset import ERROR, BatchDataset
 from mmcl.datamodules.sampler import Draw
 from mmcl.errors import RunError
 
@@ -23,21 +23,19 @@ class BadSamples:
         max_bad: the largest tolerated part of the draws.
 
     Attributes:
-        names: message of each bad sample (key, shard, reason) -> how often it was drawn.
+        count: draws that were replaced.
+        names: message of each bad sample (key, shard, reason) -> how often it was met.
     """
 
     def __init__(self, max_bad: float) -> None:
         self.max_bad = max_bad
+        self.count = 0
         self.names: dict[str, int] = {}
 
-    @property
-    def count(self) -> int:
-        """Draws that were replaced."""
-        return sum(self.names.values())
-
-    def note(self, names: list[str]) -> None:
+    def note(self, replaced: list[list[str]]) -> None:
         """Count, and name each sample once in the log."""
-        for name in names:
+        self.count += len(replaced)
+        for name in (name for failed in replaced for name in failed):
             if name not in self.names:
                 logger.warning("replaced by the next sample: %s", name)
             self.names[name] = self.names.get(name, 0) + 1
@@ -49,7 +47,8 @@ class StreamLoader(DataLoader[dict[str, Any]]):
     Args:
         dataset: maps draws to batches.
         batches: which draws, in order.
-        bad: where replaced samples are counted.
+        note: takes the names of replaced samples out of a batch and counts them in `bad`.
+        bad: what was replaced so far.
         draws: all draws of this rank in the segment or pass, which `max_bad` is a part of.
         workers: processes that read; 0 reads in this one. The batches are the same for any number.
         pin_memory: copy batches to page-locked memory.
@@ -59,6 +58,7 @@ class StreamLoader(DataLoader[dict[str, Any]]):
         self,
         dataset: BatchDataset,
         batches: Sampler[list[Draw]],
+        note: Callable[[dict[str, Any]], None],
         bad: BadSamples,
         draws: int,
         workers: int,
@@ -76,14 +76,14 @@ class StreamLoader(DataLoader[dict[str, Any]]):
             # Else each new iterator would draw from the global generator.
             generator=torch.Generator().manual_seed(0),
         )
-        self._bad, self._draws = bad, draws
+        self._note, self._bad, self._draws = note, bad, draws
 
     def __iter__(self) -> Iterator[dict[str, Any]]:  # type: ignore[override]
         before = self._bad.count
         for batch in super().__iter__():
             if ERROR in batch:
                 raise RunError(batch[ERROR])
-            self._bad.note(batch.pop(BAD))
+            self._note(batch)
             replaced = self._bad.count - before
             if replaced > self._bad.max_bad * self._draws:
                 raise RunError(

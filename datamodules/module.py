@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 from lightning.pytorch import LightningDataModule
 
-from mmcl.datamodules.dataset import BatchDataset, Pool, Purpose, Transform
+from mmcl.datamodules.dataset import BAD, BatchDataset, Pool, Purpose, Transform
 from mmcl.datamodules.loader import BadSamples, StreamLoader
 from mmcl.datamodules.order import Order, derive
 from mmcl.datamodules.plan import OWN, BatchPlan, make_plan
@@ -141,6 +142,10 @@ class StreamDataModule(LightningDataModule):
         """Samples drawn from each source after so many more steps."""
         return plan.advance(positions, steps)
 
+    def note_bad(self, batch: dict[str, Any]) -> None:
+        """Count the replaced samples of a batch and take their names out of it. The loaders do this with each batch."""
+        self.bad.note(batch.pop(BAD, []))
+
     # -- loaders ------------------------------------------------------------------------------------------------------
 
     def train_loader(
@@ -243,7 +248,7 @@ class StreamDataModule(LightningDataModule):
         if self._transform is None:
             raise RuntimeError("StreamDataModule.bind comes before its loaders")
         dataset = BatchDataset(pools, sides, self._transform, domain, purpose, augment)
-        return StreamLoader(dataset, batches, self.bad, draws, self.workers, self.pin_memory)
+        return StreamLoader(dataset, batches, self.note_bad, self.bad, draws, self.workers, self.pin_memory)
 
     def _pool(self, name: str, sources: Sequence[Source], task: Task) -> Pool:
         return Pool(name, [self._open(s) for s in sources], derive(self._seed, task.name, name))

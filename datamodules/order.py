@@ -22,7 +22,7 @@ def derive(*parts: object) -> int:
 
 def mix(seed: int, *numbers: int) -> int:
     """A 64-bit hash of a seed and numbers (splitmix64)."""
-    for number in numbers:
+    for number in (0, *numbers):  # the seed is scattered first: seed 0 in epoch 1 is not seed 1 in epoch 0
         seed = (seed ^ number) & _MASK
         seed = (seed + 0x9E3779B97F4A7C15) & _MASK
         seed = ((seed ^ (seed >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
