@@ -48,7 +48,7 @@ def _image(data: bytes) -> Image.Image:
         image: Image.Image = opened
         image.load()
         # Pictures from phones lie on their side and say so in EXIF.
-        image = ImageOps.exif_transpose(image)
+        ImageOps.exif_transpose(image, in_place=True)
         if image.mode.startswith("I") or image.mode == "F":
             # 16-bit grey: `convert` would clip instead of scale.
             return Image.fromarray((np.asarray(image) / 257.0).clip(0, 255).astype(np.uint8)).convert("RGB")
@@ -56,7 +56,7 @@ def _image(data: bytes) -> Image.Image:
             image = image.convert("RGBA")
             white = Image.new("RGBA", image.size, "white")
             return Image.alpha_composite(white, image).convert("RGB")
-        return image.convert("RGB")
+        return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def _text(data: bytes) -> str:

@@ -17,7 +17,7 @@ import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -31,8 +31,7 @@ FORMAT = 1
 _COLUMNS = ("key_ends", "starts", "extension", "block", "size", "crc", "value")
 
 
-@dataclass(frozen=True)
-class Member:
+class Member(NamedTuple):
     """One file of a sample: its extension, byte offset, size in bytes, CRC-32, and `ShardIndex.value`."""
 
     extension: str

@@ -18,7 +18,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from mmcl import plugins, presets
 from mmcl import trainer as lightning
 from mmcl.dry_run import dry_run
-from mmcl.errors import ConfigError
+from mmcl.errors import ConfigError, MmclError
 from mmcl.evaluate import Cell
 from mmcl.interrupt import Interrupted
 from mmcl.modules.base import Module
@@ -71,12 +71,16 @@ class Parser(LightningArgumentParser):
 
     def error(self, message: str, ex: Exception | None = None) -> Any:
         """Raise instead of printing the usage."""
-        cause: BaseException | None = ex
-        while cause is not None:
-            if isinstance(cause, ConfigError):
-                raise cause
-            cause = cause.__cause__ or cause.__context__
-        raise ConfigError(" ".join(message.split())) from ex
+        raise _own(ex) or ConfigError(" ".join(message.split())) from ex
+
+
+def _own(error: BaseException | None) -> MmclError | None:
+    """The error of ours behind a chain of others: jsonargparse wraps what constructors raise."""
+    while error is not None:
+        if isinstance(error, MmclError):
+            return error
+        error = error.__cause__ or error.__context__
+    return None
 
 
 class MmclCLI(LightningCLI):
@@ -111,7 +115,7 @@ class MmclCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         """Keep the configuration as it was typed: it is the run's identity."""
         config: Namespace = self.config[self.subcommand]
-        dumped = self._parser(self.subcommand).dump(config, skip_link_targets=False, skip_none=False)
+        dumped = self._parser(self.subcommand).dump(config, skip_link_targets=False, skip_unset=False)
         self.typed: dict[str, Any] = yaml.safe_load(dumped)
 
     def runner(self) -> Runner:
@@ -207,6 +211,11 @@ def run_command(command: str, arguments: list[str]) -> int:
             load_from_checkpoint_support=False,
             args=[command, *arguments],
         )
+    except ValueError as error:
+        own = _own(error)
+        if own is None:
+            raise
+        raise own from error
     except Interrupted as stop:
         logger.warning("%s; the same command continues the run", stop)
         return stop.exit_code
@@ -243,5 +252,6 @@ def quiet() -> None:
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", message=".*LightningCLI's args parameter.*")
+    warnings.filterwarnings("ignore", message=".*instantiate_classes.. was deprecated.*")
     warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")
     logging.getLogger("root").addFilter(lambda record: "No pretrained weights" not in record.getMessage())

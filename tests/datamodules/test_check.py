@@ -49,7 +49,7 @@ def test_unreadable_texts_are_refused_in_evaluation_only(make_data, make_source,
     write_shard(tmp_path / "a.tar", edit(make_samples(10), 4, **changes))
     source = Source([str(tmp_path / "a.tar")])
     make_data(source, class_names=NAMES).check()
-    with pytest.raises(ConfigError, match="'s00004' in shard .* cannot be decoded"):
+    with pytest.raises(ConfigError, match=r"'s00004' in shard .* cannot be decoded"):
         make_data(make_source((8,)), class_names=NAMES, evals=[source]).check()
 
 
