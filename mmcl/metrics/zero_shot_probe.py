@@ -76,6 +76,18 @@ class ZeroShotProbe(Probe):
         found = torch.stack([ranks < 1, ranks < self.k, torch.ones_like(ranks, dtype=torch.bool)])
         self.counts += torch.stack([torch.bincount(labels[row], minlength=classes) for row in found])
 
+    def predict(self, batch: Batch, outputs: Outputs) -> list[dict[str, Any]]:
+        """For each row of a batch the nearest class, its probability, and the label where there is one."""
+        assert outputs.logit_scale is not None
+        logits = zero_shot_logits(outputs.features["image"], self.classifier, scale=float(outputs.logit_scale))
+        best = logits.softmax(dim=-1).max(dim=-1)
+        found = [
+            {"class": self.class_names[place], "predicted": place, "probability": probability}
+            for place, probability in zip(best.indices.tolist(), best.values.tolist(), strict=True)
+        ]
+        labels = batch["labels"].tolist() if "labels" in batch else None
+        return found if labels is None else [{**row, "label": label} for row, label in zip(found, labels, strict=True)]
+
     def compute(self, sum_over_ranks: Callable[[Tensor], Tensor], gather: Callable[[Tensor], Tensor]) -> ProbeResult:
         """top1, top-k, and the mean over the classes present of each one's recall."""
         top1, topk, seen = sum_over_ranks(self.counts).cpu()
