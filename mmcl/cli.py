@@ -11,6 +11,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
+from typing import NoReturn
 
 from mmcl.errors import ConfigError, MmclError, RunError, near
 
@@ -54,11 +55,21 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail(error, 1)
     except MmclError as error:
         return _fail(error, 2)
+    except SystemExit as stop:  # help and --print_config of the parsers
+        return stop.code if isinstance(stop.code, int) else 0
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose errors are one line."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raise instead of printing the usage."""
+        raise ConfigError(f"{message}; see `{self.prog} --help`")
 
 
 def _fail(error: MmclError, code: int) -> int:
@@ -99,9 +110,11 @@ def _list(arguments: list[str]) -> int:
     from mmcl import plugins, presets
 
     kinds = ("strategies", "modules", "benchmarks", "configs")
-    parser = argparse.ArgumentParser(prog="mmcl list", description="What there is, found without importing it.")
-    parser.add_argument("kind", choices=kinds)
+    parser = Parser(prog="mmcl list", description="What there is, found without importing it.")
+    parser.add_argument("kind", help=", ".join(kinds))
     kind = parser.parse_args(arguments).kind
+    if kind not in kinds:
+        raise ConfigError(f"mmcl list {kind}: there is no such kind; {near(kind, kinds)}")
     found = presets.listing() if kind == "configs" else plugins.listing(kind)
     width = max((len(name) for name in found), default=0)
     for name, line in found.items():
@@ -110,7 +123,7 @@ def _list(arguments: list[str]) -> int:
 
 
 def _report(arguments: list[str]) -> int:
-    parser = argparse.ArgumentParser(prog="mmcl report", description="Tables, plots and one HTML page.")
+    parser = Parser(prog="mmcl report", description="Tables, plots and one HTML page.")
     parser.add_argument("runs", nargs="+", type=Path, help="run folders, or folders of seed-N runs")
     parser.add_argument("--out", type=Path, help="where report.html goes (default: the run folder, or runs/report)")
     given = parser.parse_args(arguments)

@@ -8,11 +8,13 @@ import shlex
 import sys
 import warnings
 from collections.abc import Mapping
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import yaml
 from jsonargparse import Namespace
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 from mmcl import plugins, presets
@@ -27,6 +29,7 @@ from mmcl.report.results import Results
 from mmcl.report.text import final_table
 from mmcl.runner import Runner, RunOptions
 from mmcl.strategy import Strategy
+from mmcl.wording import check_keys, reword
 
 logger = logging.getLogger("mmcl")
 
@@ -66,12 +69,16 @@ NOT_IDENTITY = (
 """Keys that do not change the result: a run may be continued with others."""
 
 
+class ParserError(ConfigError):
+    """What the parser found, in its own words."""
+
+
 class Parser(LightningArgumentParser):
     """A parser whose errors are one line."""
 
     def error(self, message: str, ex: Exception | None = None) -> Any:
         """Raise instead of printing the usage."""
-        raise _own(ex) or ConfigError(" ".join(message.split())) from ex
+        raise _own(ex) or ParserError(" ".join(message.split())) from ex
 
 
 def _own(error: BaseException | None) -> MmclError | None:
@@ -108,6 +115,26 @@ class MmclCLI(LightningCLI):
         parser.add_argument("--init_from", type=str | None, default=None, help="Run or checkpoint to start from.")
         parser.add_argument("--dry_run", action="store_true", help="Say what would be done; write nothing.")
         parser.link_arguments("seed_everything", "data.stream.init_args.seed")
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Parse, and word what is wrong for the user."""
+        command, *rest = args
+        options = [action.dest for action in self._parser(command)._actions]
+        configs = [json.loads(value) for name, value in pairwise(rest) if name == "--config"]
+        flags = [item.partition("=")[0] for item in rest if item.startswith("--")]
+        for config in configs:
+            check_keys(config, {name.partition(".")[0] for name in options}, flags)
+        try:
+            super().parse_arguments(parser, args)
+        except ParserError as error:
+            raise ConfigError(reword(str(error), configs, options, flags)) from error
+
+    def instantiate_classes(self) -> None:
+        """Build model, data and trainer; what Lightning refuses is refused in one line."""
+        try:
+            super().instantiate_classes()
+        except MisconfigurationException as error:
+            raise ConfigError(" ".join(str(error).split())) from error
 
     def _parse_ckpt_path(self) -> None:
         """Checkpoints never override the command line."""
@@ -207,6 +234,7 @@ def run_command(command: str, arguments: list[str]) -> int:
             trainer_defaults=lightning.DEFAULTS,
             seed_everything_default=0,
             parser_class=Parser,
+            parser_kwargs={"prog": "mmcl"},
             auto_configure_optimizers=False,
             load_from_checkpoint_support=False,
             args=[command, *arguments],

@@ -48,6 +48,10 @@ def load(path: Path) -> dict[str, Any]:
     """
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark
+        where = f" at line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        raise ConfigError(f"{path} is not valid YAML{where}: {error.problem}") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict):
@@ -62,16 +66,16 @@ def expand(content: dict[str, Any]) -> None:
     Raises:
         ConfigError: a name that is unknown, with near names.
     """
-    content["model"] = _full("modules", content.get("model"))
-    strategies = content.get("strategies")
-    if isinstance(strategies, (str, dict)):
-        strategies = [strategies]
-    content["strategies"] = [_full("strategies", s) for s in strategies or []]
+    if content.get("model") is not None:
+        content["model"] = _full("modules", content["model"])
+    if "strategies" in content:
+        strategies = content["strategies"] or []
+        if isinstance(strategies, (str, dict)):
+            strategies = [strategies]
+        content["strategies"] = [_full("strategies", s) for s in strategies]
     data = content.get("data")
     if isinstance(data, dict) and "stream" in data:
         data["stream"] = _full("benchmarks", data["stream"])
-    if content["model"] is None:
-        del content["model"]
 
 
 def _full(kind: str, value: Any) -> Any:
@@ -79,13 +83,13 @@ def _full(kind: str, value: Any) -> Any:
         return {"class_path": plugins.class_path(kind, value)}
     if isinstance(value, dict) and isinstance(value.get("class_path"), str):
         value["class_path"] = plugins.class_path(kind, value["class_path"])
-    elif kind == "benchmarks" and isinstance(value, dict) and "tasks" in value:
+    elif kind == "benchmarks" and isinstance(value, dict) and "class_path" not in value and "init_args" not in value:
         return {"class_path": "mmcl.stream.Stream", "init_args": value}
     return value
 
 
 def default_run_dir(arguments: list[str]) -> tuple[Path, list[str]]:
-    """Where a run goes: `--run_dir`, else ``runs/`` and the name of the first config.
+    """Where a run goes: `--run_dir`, else the first config's `run_dir`, else ``runs/`` and its name.
 
     Returns:
         The folder, and the arguments without `--run_dir`.
@@ -114,6 +118,8 @@ def _folder_of(config: str | None) -> Path:
     path = Path(config)
     if path.is_file() and (path.parent / "identity.json").exists():
         return path.parent
+    if "run_dir" in (content := load(find(config))):
+        return Path(content["run_dir"])
     name = config.removesuffix(".yaml")
     own = name.startswith("configs/") or not path.is_file()
     return Path("runs") / (name.removeprefix("configs/") if own else path.stem)

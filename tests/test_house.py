@@ -21,7 +21,7 @@ HEAVY = {"torch", "lightning", "numpy", "open_clip", "transformers", "jsonargpar
 
 # Files of the core that are one room together; every other file or folder of `mmcl/` is a room of its own.
 PARTS = {
-    "cli": {"cli", "commands", "dry_run", "predict"},
+    "cli": {"cli", "commands", "dry_run", "predict", "wording"},
     "tools": {"distributed", "plugins", "presets", "seeds", "weights"},
     "runner": {
         *("api", "checkpoint", "compose", "engine", "evaluate", "interrupt", "progress"),
