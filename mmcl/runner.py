@@ -44,6 +44,8 @@ class Runner(Training):
         """
         self.check()
         self.folder.check_identity(self.options.identity or {})
+        if self.options.init_from is not None and not any(self.folder.checkpoints.glob("*.ckpt")):
+            self.load_network(self.options.init_from)
         with self.folder.locked() if self.is_main else nullcontext(), self.flag.watching():
             finished = self.folder.read_results()
             if finished is not None and finished["run"]["status"] == "finished":
@@ -78,8 +80,6 @@ class Runner(Training):
             if self.options.config is not None:
                 write_text(self.folder.path / "config.yaml", self.options.config)
         self.metrics = MetricsLog(self.folder.metrics, 0, self.is_main)
-        if self.options.init_from is not None:
-            self.load_network(self.options.init_from)
         self.reach.take("initial")
         self._row(0)
         self._save("initial")

@@ -16,7 +16,7 @@ from mmcl import trainer as lightning
 from mmcl.checkpoint import Progress
 from mmcl.compose import Composition, check, expand
 from mmcl.engine import Engine
-from mmcl.errors import ConfigError
+from mmcl.errors import ConfigError, RunError
 from mmcl.evaluate import Cell, evaluate
 from mmcl.interrupt import Flag, Interrupted
 from mmcl.metrics.probes import build
@@ -238,7 +238,11 @@ class Session:
         path = path / "checkpoints" / "last.ckpt" if path.is_dir() else path
         if not path.exists():
             raise ConfigError(f"--init_from {where}: {path} does not exist")
-        weights = checkpoint.load_weights(path) if path.suffix == ".safetensors" else checkpoint.load(path)["network"]
+        try:
+            safe = path.suffix == ".safetensors"
+            weights = checkpoint.load_weights(path) if safe else checkpoint.load(path)["network"]
+        except RunError as error:
+            raise ConfigError(f"--init_from {where}: {error}") from error
         checkpoint.load_state(self.module.network, weights, "weight", path)
 
     # -- test --------------------------------------------------------------------------------------------------------
