@@ -43,8 +43,9 @@ def read_weights(file: Path) -> dict[str, Tensor]:
     except (OSError, RuntimeError, ValueError, pickle.UnpicklingError, SafetensorError, EOFError) as error:
         reason = str(error).strip().split("\n", 1)[0]
         raise ConfigError(f"checkpoint '{file}' cannot be read: {reason}") from error
-    if isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
-        content = content["state_dict"]
+    for key in ("state_dict", "network"):  # of Lightning and others; of mmcl's checkpoints
+        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
+            content = content[key]
     tensors = {k: v for k, v in content.items() if isinstance(v, Tensor)} if isinstance(content, Mapping) else {}
     for prefix in PREFIXES:
         inner = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
