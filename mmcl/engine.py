@@ -178,6 +178,7 @@ class Engine(pl.LightningModule):
         self._stepped = True
 
     def on_train_start(self) -> None:
+        self.module.train()
         optimizer = self.optimizers(use_pl_optimizer=False)
         assert isinstance(optimizer, Optimizer)
         self.on_optimizer(optimizer)
@@ -185,7 +186,8 @@ class Engine(pl.LightningModule):
     # -- one step ----------------------------------------------------------------------------------------------------
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
-        self.module.train()
+        if not self.module.training:  # a walk through all submodules at every step is 0.4 ms for a small CLIP
+            self.module.train()
         micro = batch_idx % self.trainer.accumulate_grad_batches
         seeds.reseed(self.seed, "batch", self.task_index, self.task_step, micro, self.global_rank)
         assert self.task is not None
