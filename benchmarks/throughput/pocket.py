@@ -1,0 +1,144 @@
+"""The real path on pocket data: the runner, its Trainer and its engine over batches that lie in memory."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tempfile
+from argparse import ArgumentParser, Namespace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from mmcl import trainer as lightning
+from mmcl.benchmarks.throughput.turns import Gate
+from mmcl.datamodules import StreamDataModule
+from mmcl.modules import CLIPModule
+from mmcl.modules.contrastive_losses import ClassTextCrossEntropy, Contrastive
+from mmcl.outputs import Batch
+from mmcl.runner import Runner, RunOptions
+from mmcl.strategy import Strategy
+from mmcl.stream import Budget, Source, Stream, Task
+
+FOLDER = Path(__file__).resolve().parents[1] / "pocket"
+MODEL = "package:mmcl.benchmarks.pocket/pocket-clip"
+OWN, REFERENCE = "twitter-food-drink", "google"
+PRELOADED = 8
+"""Batches that are read before the measurement and used in turn."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What is trained: pocket-clip with random weights on one pocket task.
+
+    Args:
+        batch_size: of a step; also of the reference batch.
+        objective: ``contrastive`` on captions or ``classes``, the cross-entropy over class texts.
+        save_every: steps between checkpoints; 0 leaves them out.
+        model: any model that `mmcl.modules.CLIPModule` takes, with 48-pixel images or another size.
+    """
+
+    batch_size: int
+    objective: Literal["contrastive", "classes"] = "contrastive"
+    save_every: int = 0
+    model: str = MODEL
+
+    def module(self) -> CLIPModule:
+        """The module, the same in every process."""
+        torch.manual_seed(0)
+        objective = ClassTextCrossEntropy() if self.objective == "classes" else Contrastive()
+        own = {"random_init": True} if self.model.startswith(("package:", "local-dir:")) else {}
+        return CLIPModule(self.model, objective=objective, lr=1e-4, **own)
+
+    def data(self, steps: int) -> StreamDataModule:
+        """One task of so many steps, with a reference source."""
+        classes = json.loads((FOLDER / "classes.json").read_text(encoding="utf-8"))["food-drink"]
+        own = Source([str(FOLDER / "data" / f"{OWN}.tar")])
+        reference = Source([str(FOLDER / "data" / f"{REFERENCE}-*.tar")], name="reference", augment=False)
+        names = [entry["label"] for entry in classes]
+        task = Task("food-drink", [own], Budget(steps=steps), class_names=names, templates=["an emoji of {}"])
+        return StreamDataModule(Stream("throughput", [task], sources={"reference": reference}), self.batch_size)
+
+
+def add_setting(parser: ArgumentParser, batch_size: int, objective: str = "contrastive") -> None:
+    """The command-line options behind `Setting`."""
+    parser.add_argument("--batch_size", type=int, default=batch_size, help="samples of a step (default: %(default)s)")
+    choices = ("contrastive", "classes")
+    parser.add_argument("--objective", choices=choices, default=objective, help="loss (default: %(default)s)")
+    parser.add_argument("--model", default=MODEL, help="a model of CLIPModule (default: %(default)s)")
+
+
+def setting_of(arguments: Namespace) -> Setting:
+    """The `Setting` that was asked for."""
+    return Setting(arguments.batch_size, arguments.objective, getattr(arguments, "save_every", 0), arguments.model)
+
+
+class Preloaded:
+    """A loader that hands out batches from memory and ticks before each one."""
+
+    def __init__(self, batches: Sequence[Batch], gate: Gate) -> None:
+        self._batches, self._gate = batches, gate
+
+    def __len__(self) -> int:
+        return self._gate.plan.total
+
+    def __iter__(self) -> Iterator[Batch]:
+        for step in range(len(self)):
+            self._gate.tick()
+            yield dict(self._batches[step % len(self._batches)])
+
+
+class Measured(StreamDataModule):
+    """The stream's data, with the first batches of its training loader kept in memory."""
+
+    def __init__(self, data: StreamDataModule, gate: Gate) -> None:
+        super().__init__(data.stream, data.batch_size)
+        self._gate = gate
+
+    def train_loader(self, *arguments: Any, **options: Any) -> Any:
+        """`Preloaded` over what the stream's own loader reads."""
+        return Preloaded(list(islice(super().train_loader(*arguments, **options), PRELOADED)), self._gate)
+
+
+def preload(setting: Setting, module: CLIPModule, gate: Gate) -> Preloaded:
+    """The batches that `Measured` gives to the runner, for a loop of one's own."""
+    data = Measured(setting.data(gate.plan.total), gate)
+    data.bind(module.transform, seed=0)
+    loader: Preloaded = data.train_loader(
+        data.stream.tasks[0], positions={}, segment=0, first_step=0, steps=gate.plan.total
+    )
+    return loader
+
+
+def fit(setting: Setting, strategies: Callable[[], Sequence[Strategy]] = tuple) -> Callable[[Gate], str]:
+    """A participant that trains through the runner, progress bar and metrics log included.
+
+    Args:
+        setting: what is trained.
+        strategies: builds the strategies, in the participant's process.
+
+    Returns:
+        The participant; it returns a digest of the trained weights.
+    """
+
+    def work(gate: Gate) -> str:
+        module = setting.module()
+        with tempfile.TemporaryDirectory() as folder:
+            options = RunOptions(run_dir=Path(folder) / "run", save_every=setting.save_every, command="throughput")
+            data = Measured(setting.data(gate.plan.total), gate)
+            Runner(data, module, list(strategies()), lightning.make(accelerator="cpu"), options).fit()
+        return digest(module.network)
+
+    return work
+
+
+def digest(network: torch.nn.Module) -> str:
+    """SHA-256 of all weights."""
+    found = hashlib.sha256()
+    for name, value in sorted(network.state_dict().items()):
+        found.update(name.encode() + value.cpu().contiguous().numpy().tobytes())
+    return found.hexdigest()
