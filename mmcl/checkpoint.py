@@ -34,7 +34,9 @@ class Progress:
         task_step: the same in the task.
         segment: position of the segment within the task.
         segment_step: steps of this segment that were trained, skipped ones of a gradient scaler included.
+        task_steps: the task's budget in steps, fixed when it began.
         positions: samples drawn from each source of the task when the segment began.
+        shares: shares of the strategies' sources in this segment.
         metrics_offset: length of metrics.jsonl in bytes.
     """
 
@@ -44,7 +46,9 @@ class Progress:
     task_step: int = 0
     segment: int = 0
     segment_step: int = 0
+    task_steps: int = 0
     positions: dict[str, int] = field(default_factory=dict)
+    shares: dict[str, float | None] = field(default_factory=dict)
     metrics_offset: int = 0
 
 

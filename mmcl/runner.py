@@ -104,7 +104,14 @@ class Runner(Training):
         fresh = index != self.progress.task
         if fresh:
             self.progress = replace(
-                self.progress, task=index, phase="started", task_step=0, segment=0, segment_step=0, positions={}
+                self.progress,
+                task=index,
+                phase="started",
+                task_step=0,
+                segment=0,
+                segment_step=0,
+                task_steps=0,
+                positions={},
             )
             self._enter(task)
             self._hook("on_task_start", task)

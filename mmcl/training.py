@@ -41,39 +41,39 @@ class Training(Session):
     # -- training ----------------------------------------------------------------------------------------------------
 
     def _train(self, task: Task, carried: bool) -> None:
-        plan = self.data.plan(task, self._sources(task))
-        self.engine.task_steps = plan.steps
         self._restore_exact = not carried
-        if plan.steps == 0 or not self.engine.trains():
-            reason = "its budget is 0" if plan.steps == 0 else "nothing has requires_grad"
+        if carried:
+            self.progress = replace(self.progress, task_steps=self.data.plan(task, self._sources(task)).steps)
+        total = self.engine.task_steps = self.progress.task_steps
+        if total == 0 or not self.engine.trains():
+            reason = "its budget is 0" if total == 0 else "nothing has requires_grad"
             logger.info("task '%s' is not trained: %s", task.name, reason)
             self._note(f"task '{task.name}' was not trained: {reason}")
             return
-        while True:
-            done = self._segment_start(task) + self.progress.segment_step
-            size = task.segment or plan.steps
-            steps = min(size, plan.steps - self._segment_start(task))
-            if done >= plan.steps:
+        size = task.segment or total
+        while (start := self.progress.segment * size) < total:
+            steps = min(size, total - start)
+            sources = self._segment_sources(task)
+            self._train_segment(task, sources, steps)
+            if start + steps == total:
                 return
-            self._train_segment(task, steps)
-            if (
-                done + steps - self.progress.segment_step < plan.steps
-                and self._segment_start(task) + steps < plan.steps
-            ):
-                self._cut(task, steps)
-            else:
-                return
-
-    def _segment_start(self, task: Task) -> int:
-        return self.progress.segment * (task.segment or 0)
+            self._cut(task, sources, steps)
 
     def _sources(self, task: Task) -> list[Source]:
         return [s for strategy in self.composition.of("sources") for s in strategy.sources(task)]
 
-    def _train_segment(self, task: Task, steps: int) -> None:
+    def _segment_sources(self, task: Task) -> list[Source]:
+        """What strategies ask for; in the middle of a segment with the shares that it began with."""
+        sources = self._sources(task)
+        if self.progress.segment_step:
+            return [replace(s, share=self.progress.shares.get(s.name, s.share)) for s in sources]
+        self.progress = replace(self.progress, shares={s.name: s.share for s in sources})
+        return sources
+
+    def _train_segment(self, task: Task, sources: Sequence[Source], steps: int) -> None:
         loader = self.data.train_loader(
             task,
-            self._sources(task),
+            sources,
             positions=self.progress.positions,
             segment=self.progress.segment,
             first_step=self.progress.segment_step,
@@ -99,8 +99,9 @@ class Training(Session):
             self.progress, step=self.engine.step, task_step=self.engine.task_step, segment_step=self.engine.segment_step
         )
 
-    def _cut(self, task: Task, steps: int) -> None:
+    def _cut(self, task: Task, sources: Sequence[Source], steps: int) -> None:
         """Between two segments: evaluate on the fixed subsets, let strategies look, ask for sources again."""
+        positions = self.data.advance(self.progress.positions, self.data.plan(task, sources), steps)
         cells = self._measure("validate")
         scores = {c.evalset: c.result.value for c in cells}
         entry = {"task": task.name, "segment": self.progress.segment, "step": self.engine.step}
@@ -108,8 +109,6 @@ class Training(Session):
         self.record.write()
         self.metrics.write("segment", **entry, task_step=self.engine.task_step, scores=scores)
         self._scores(cells)
-        plan = self.data.plan(task, self._sources(task))
-        positions = self.data.advance(self.progress.positions, plan, steps)
         self.progress = replace(self.progress, segment=self.progress.segment + 1, segment_step=0, positions=positions)
         self._restore_exact = True
 
