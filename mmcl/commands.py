@@ -114,7 +114,6 @@ class MmclCLI(LightningCLI):
         parser.add_argument("--carry_optimizer", type=bool, default=False, help="Keep moments from task to task.")
         parser.add_argument("--init_from", type=str | None, default=None, help="Run or checkpoint to start from.")
         parser.add_argument("--dry_run", action="store_true", help="Say what would be done; write nothing.")
-        parser.link_arguments("seed_everything", "data.stream.init_args.seed")
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse, and word what is wrong for the user."""
@@ -140,10 +139,13 @@ class MmclCLI(LightningCLI):
         """Checkpoints never override the command line."""
 
     def before_instantiate_classes(self) -> None:
-        """Keep the configuration as it was typed: it is the run's identity."""
+        """Keep the configuration as it was typed: it is the run's identity. A stream without a seed takes the run's."""
         config: Namespace = self.config[self.subcommand]
         dumped = self._parser(self.subcommand).dump(config, skip_link_targets=False, skip_unset=False)
         self.typed: dict[str, Any] = yaml.safe_load(dumped)
+        arguments = config.data.stream.get("init_args", {}) if config.data.stream is not None else {}
+        if "seed" in arguments and arguments["seed"] is None:
+            arguments["seed"] = config.seed_everything
 
     def runner(self) -> Runner:
         """The runner of this command's configuration."""
@@ -269,7 +271,8 @@ def _written_out(arguments: list[str]) -> list[str]:
         if name in ("--config", "-c"):
             result += ["--config", json.dumps(presets.load(presets.find(value)))]
         elif name in kinds and value[:1] not in "[{":
-            result.append(f"{name}={plugins.class_path(kinds[name], value)}")
+            path = plugins.class_path(kinds[name], value)
+            result.append(f"{name}={json.dumps([path]) if name == '--strategies' else path}")
         else:
             result.append(item if name not in kinds else f"{name}={value}")
     return result

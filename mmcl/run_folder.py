@@ -8,7 +8,7 @@ import json
 import os
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -64,11 +64,12 @@ class RunFolder:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Hold the folder for this process.
+        """Hold the folder for this process. One that is new and stays empty is removed again.
 
         Raises:
             ConfigError: another process holds it.
         """
+        made = [p for p in (self.path, *self.path.parents) if not p.exists()]
         self.path.mkdir(parents=True, exist_ok=True)
         lock = self.path / ".lock"
         with lock.open("a+") as file:
@@ -87,6 +88,11 @@ class RunFolder:
             try:
                 yield
             finally:
+                if made and list(self.path.iterdir()) == [lock]:
+                    lock.unlink()
+                    with suppress(OSError):  # another run may have begun beside it
+                        for folder in made:
+                            folder.rmdir()
                 fcntl.flock(file, fcntl.LOCK_UN)
 
     def check_identity(self, identity: Mapping[str, Any]) -> None:

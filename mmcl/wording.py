@@ -11,6 +11,8 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 from mmcl.errors import ConfigError, near
+from mmcl.modules.base import Module
+from mmcl.strategy import Strategy
 from mmcl.stream import Budget, EvalSet, Source, Task
 
 HOLDS: Mapping[str, type] = {
@@ -43,16 +45,18 @@ def check_keys(config: Mapping[str, Any], known: Collection[str], flags: Sequenc
             _refuse_unknown(config[section], _signature(path, section), section)
     data = config.get("data")
     stream = data.get("stream") if isinstance(data, Mapping) else None
-    objects = [("model", config.get("model")), ("data.stream", stream)]
-    objects += [(f"strategies.{i}", s) for i, s in enumerate(config.get("strategies") or [])]
-    for where, value in objects:
-        _check_object(value, where, flags)
+    _check_object(config.get("model"), "model", flags, Module)
+    _check_object(stream, "data.stream", flags)
+    for i, strategy in enumerate(config.get("strategies") or []):
+        _check_object(strategy, f"strategies.{i}", flags, Strategy)
 
 
-def _check_object(value: Any, where: str, flags: Sequence[str]) -> None:
+def _check_object(value: Any, where: str, flags: Sequence[str], base: type = object) -> None:
     if not isinstance(value, Mapping) or not isinstance(value.get("class_path"), str):
         return
     _refuse_unknown(value, ("class_path", "init_args", "dict_kwargs"), where)
+    if base is not object and not issubclass(_import(value["class_path"], where), base):
+        raise ConfigError(f"{where}: '{value['class_path']}' is no {base.__name__}")
     parameters, given = _signature(value["class_path"], where), value.get("init_args") or {}
     _refuse_unknown(given, parameters, where)
     elsewhere = {f.rpartition(".")[2] for f in flags if f.startswith(f"--{where.split('.')[0]}")}
@@ -84,12 +88,21 @@ def _required(kind: type, name: str, default: Any) -> bool:
     return default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
 
 
-def _signature(path: str, where: str) -> dict[str, Any]:
-    """Argument -> default of a class or function; {} where it takes any."""
+def _import(path: str, where: str) -> Any:
     module, _, name = path.rpartition(".")
     try:
-        parameters = inspect.signature(getattr(importlib.import_module(module), name)).parameters
-    except (ImportError, AttributeError, ValueError, TypeError) as error:
+        return getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ConfigError(f"{where}: '{path}' cannot be used: {error}") from error
+
+
+def _signature(path: str, where: str) -> dict[str, Any]:
+    """Argument -> default of a class or function; {} where it takes any, or has a short name that the parser knows."""
+    if "." not in path:
+        return {}
+    try:
+        parameters = inspect.signature(_import(path, where)).parameters
+    except (ValueError, TypeError) as error:
         raise ConfigError(f"{where}: '{path}' cannot be used: {error}") from error
     if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
         return {}
