@@ -20,7 +20,7 @@ from transformers import PreTrainedTokenizerFast
 from mmcl.datamodules.write import write_shard
 
 COLOURS = {"red": (220, 40, 40), "green": (40, 200, 60), "blue": (50, 60, 220), "grey": (128, 128, 128)}
-WORDS = [*"a photo picture of the square with dots stripes".split(), *COLOURS]
+WORDS = ["a", "photo", "picture", "of", "square", "with", "dots", "stripes", *COLOURS]
 SIZE = 16
 
 

@@ -1,0 +1,249 @@
+"""What cannot work is refused in one clear line, with exit code 2, before anything is written."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny
+import torch
+from tiny import COLOURS
+
+from mmcl.datamodules.write import write_shard
+
+Mmcl = Callable[..., Any]
+TASK, EVAL = "data__stream__tasks__0", "data__stream__evals__2"
+
+SETTINGS: dict[str, tuple[dict[str, Any], list[str]]] = {
+    "unknown strategy": ({"strategies": ["ZSLC"]}, ["unknown strategy 'ZSLC'; did you mean ZSCL"]),
+    "unknown model": ({"model__class_path": "CLIPModul"}, ["unknown module 'CLIPModul'", "CLIPModule"]),
+    "class that cannot be imported": ({"model__class_path": "nowhere.Model"}, ["model: 'nowhere.Model'", "No module"]),
+    "not a strategy": ({"strategies": ["mmcl.stream.Task"]}, ["strategies.0: 'mmcl.stream.Task' is no Strategy"]),
+    "two claims": (
+        {"strategies": ["ZSCL", "MomentumInterpolation"]},
+        ["WeightEnsemble and MomentumInterpolation both claim 'eval_weights'"],
+    ),
+    "no tasks": ({"data__stream__tasks": []}, ["stream 'tiny' has no tasks"]),
+    "tasks left out": ({"data__stream__tasks": None}, ["data.stream lacks 'tasks'"]),
+    "two evaluation sets of one name": (
+        {"data__stream__evals__1__name": "dots"},
+        ["stream 'tiny' has two evaluation sets named 'dots'"],
+    ),
+    "two tasks of one name": ({"data__stream__tasks__1__name": "dots"}, ["two tasks named 'dots'"]),
+    "class names of a task": (
+        {f"{TASK}__class_names": ["red", "green", "blue"]},
+        ["task 'dots'", "sample 'dots-003'", "label 3", "3 class names"],
+    ),
+    "class names of an evaluation set": (
+        {f"{EVAL}__class_names": ["red", "green", "blue"]},
+        ["evaluation set 'held'", "label 3", "3 class names"],
+    ),
+    "missing shard": ({f"{TASK}__train__0__shards": ["nowhere.tar"]}, ["nowhere.tar does not exist"]),
+    "batch larger than a task": ({"data__batch_size": 32}, ["task 'dots'", "32", "24", "`batch_size`"]),
+    "batch that does not divide": (
+        {"trainer__accumulate_grad_batches": 3},
+        ["`batch_size` (8) does not divide by 1 processes x 3"],
+    ),
+    "evaluates nothing": ({f"{TASK}__evaluates": "dits"}, ["task 'dots' evaluates 'dits'", "did you mean dots"]),
+    "unknown probe": ({f"{EVAL}__probe": "zeroshot"}, ["evaluation set 'held'", "zero_shot"]),
+    "no source for a strategy": (
+        {"data__stream__sources": {}, "strategies": ["ZSCL"]},
+        ["no source 'reference'"],
+    ),
+    "two budgets": ({f"{TASK}__budget": {"steps": 3, "epochs": 1}}, ["exactly one of steps, samples, epochs, tokens"]),
+    "limits of the trainer": ({"trainer__max_steps": 3}, ["max_epochs and max_steps belong to the tasks' budgets"]),
+    "no device": ({"trainer__devices": 0}, ["devices"]),
+    "unknown model name": ({"model__init_args__model": "ViT-B-33"}, ["model 'ViT-B-33'", "did you mean ViT-B-"]),
+    "no model folder": ({"model__init_args__model": "local-dir:nowhere"}, ["there is no folder", "nowhere"]),
+    "unknown key": ({"strategie": []}, ["unknown key 'strategie'; did you mean strategies"]),
+    "unknown key of the model": ({"model__init_args__lrr": 1}, ["unknown key 'lrr' in model; did you mean lr"]),
+    "unknown key of the data": ({"data__batchsize": 1}, ["unknown key 'batchsize' in data; did you mean batch_size"]),
+    "unknown key of the trainer": ({"trainer__device": 1}, ["unknown key 'device' in trainer; did you mean devices"]),
+    "unknown key of a task": ({f"{TASK}__budgett": {}}, ["'budgett' in data.stream.tasks.0; did you mean budget"]),
+    "unknown key of a source": (
+        {f"{EVAL}__source__shard": []},
+        ["'shard' in data.stream.evals.2.source; did you mean shards"],
+    ),
+    "unknown key of a strategy": (
+        {"strategies": [{"class_path": "ZSCL", "init_args": {"intervall": 1}}]},
+        ["'intervall' in strategies.0; did you mean interval"],
+    ),
+    "missing key of a task": ({f"{TASK}__budget": None}, ["data.stream.tasks.0 lacks 'budget'"]),
+    "missing key of the model": ({"model__init_args": {}}, ["model lacks 'model'"]),
+    "no number": ({"data__batch_size": "many"}, ["data.batch_size is 'many'; it must be a whole number"]),
+    "no number of steps": (
+        {f"{TASK}__budget": {"steps": "many"}},
+        ["tasks.0.budget.steps is 'many'; it must be a whole number"],
+    ),
+    "no list": ({"data__stream__tasks": "dots"}, ["tasks is 'dots'; it must be a list"]),
+    "no precision": ({"trainer__precision": "17"}, ["trainer.precision is '17'", "bf16"]),
+}
+
+
+def refused(answer: Any, *parts: str) -> None:
+    """Exit code 2, one line."""
+    assert answer.code == 2, answer
+    assert answer.err.startswith("mmcl: error: ") and answer.err.count("\n") == 1, answer.err
+    assert answer.err.endswith("\n") and not answer.out
+    for part in parts:
+        assert part in answer.err
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_settings(mmcl: Mmcl, changed: Callable[..., Path], workplace: Path, name: str) -> None:
+    changes, parts = SETTINGS[name]
+    refused(mmcl("fit", "--config", changed(**changes)), *parts)
+    assert not list(workplace.iterdir())
+
+
+COMMANDS: dict[str, tuple[list[str], list[str]]] = {
+    "unknown command": (["fitt"], ["unknown command 'fitt'; did you mean fit"]),
+    "no settings": (["fit"], ["no data.stream and no model given", "--config"]),
+    "unknown preset": (
+        ["fit", "--config", "quickstart/nothing"],
+        ["--config quickstart/nothing: no such file or preset"],
+    ),
+    "unknown option": (
+        ["fit", "--config", "CONFIG", "--rundir", "x"],
+        ["unknown option --rundir; did you mean --run_dir"],
+    ),
+    "unknown option of the model": (["fit", "--config", "CONFIG", "--model.lrr=3"], ["unknown option --model.lrr"]),
+    "unknown strategy": (
+        ["fit", "--config", "CONFIG", "--strategies+=ZSC"],
+        ["unknown strategy 'ZSC'; did you mean ZSCL"],
+    ),
+    "unknown benchmark": (["fit", "--config", "CONFIG", "--data.stream", "pockt"], ["unknown benchmark 'pockt'"]),
+    "no checkpoint": (["test", "--config", "CONFIG"], ["no checkpoint", "last.ckpt", "none"]),
+    "no run to start from": (["fit", "--config", "CONFIG", "--init_from", "nowhere"], ["--init_from nowhere"]),
+    "seeds": (["fit", "--config", "CONFIG", "--seeds", "a,b"], ["--seeds 'a,b'", "0,1,2"]),
+    "seeds of a test": (["test", "--config", "CONFIG", "--seeds", "1"], ["--seeds belongs to `mmcl fit`"]),
+    "no kind": (["list"], ["kind"]),
+    "unknown kind": (["list", "strategy"], ["mmcl list strategy", "did you mean strategies"]),
+    "no runs": (["report"], ["runs"]),
+    "no results": (["report", "nowhere"], ["nowhere: no results.json there"]),
+    "number": (
+        ["fit", "--config", "CONFIG", "--data.workers", "two"],
+        ["data.workers is 'two'; it must be a whole number"],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_commands(mmcl: Mmcl, home: Path, workplace: Path, name: str) -> None:
+    arguments, parts = COMMANDS[name]
+    refused(mmcl(*(str(home / "tiny.yaml") if a == "CONFIG" else a for a in arguments)), *parts)
+    assert not list(workplace.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("text", "part"),
+    [
+        ("model: [\n  a: b: c\n", "is not valid YAML at line 2"),
+        ("model: {\n", "is not valid YAML"),
+        ("- a\n- b\n", "holds no settings"),
+        ("", "holds no settings"),
+    ],
+)
+def test_yaml(mmcl: Mmcl, workplace: Path, tmp_path: Path, text: str, part: str) -> None:
+    (tmp_path / "bad.yaml").write_text(text)
+    refused(mmcl("fit", "--config", tmp_path / "bad.yaml"), "bad.yaml", part)
+    assert not list(workplace.iterdir())
+
+
+def test_empty_caption(mmcl: Mmcl, changed: Callable[..., Path], workplace: Path, tmp_path: Path) -> None:
+    samples = list(tiny.pictures("dots", 24))
+    samples[5]["txt"] = " "
+    write_shard(tmp_path / "gap.tar", samples)
+    config = changed(**{f"{TASK}__train__0__shards": [str(tmp_path / "gap.tar")]})
+    refused(mmcl("fit", "--config", config), "sample 'dots-005'", "gap.tar", "empty caption")
+    assert not list(workplace.iterdir())
+
+
+def test_damaged_shard(mmcl: Mmcl, changed: Callable[..., Path], home: Path, workplace: Path, tmp_path: Path) -> None:
+    (tmp_path / "cut.tar").write_bytes((home / "dots.tar").read_bytes()[:20000])
+    config = changed(**{f"{TASK}__train__0__shards": [str(tmp_path / "cut.tar")]})
+    refused(mmcl("fit", "--config", config), "cut.tar")
+    assert not list(workplace.iterdir())
+
+
+def test_no_labels_for_class_names(mmcl: Mmcl, changed: Callable[..., Path], workplace: Path, tmp_path: Path) -> None:
+    samples = [{k: v for k, v in s.items() if k != "cls"} for s in tiny.pictures("dots", 24)]
+    write_shard(tmp_path / "bare.tar", samples)
+    config = changed(**{f"{EVAL}__source__shards": [str(tmp_path / "bare.tar")]})
+    refused(mmcl("fit", "--config", config), "evaluation set 'held'", "no labels")
+
+
+def test_another_architecture(
+    mmcl: Mmcl, changed: Callable[..., Path], finished: Path, workplace: Path, tmp_path: Path
+) -> None:
+    tiny.write_model(tmp_path / "wide", width=24)
+    last = finished / "checkpoints" / "last.ckpt"
+    config = changed(model__init_args__model=f"local-dir:{tmp_path / 'wide'}")
+    wanted = [str(last), "is of another architecture", "(16,)", "(24,)"]
+    refused(mmcl("fit", "--config", config, "--init_from", finished), *wanted)
+    refused(mmcl("fit", "--config", config, "--model.random_init=false", "--model.checkpoint", last), *wanted[:2])
+    refused(mmcl("test", "--config", config, "--ckpt_path", last), *wanted)
+    assert not list(workplace.iterdir())
+
+
+def test_no_checkpoint_at_all(mmcl: Mmcl, home: Path, workplace: Path, finished: Path) -> None:
+    (workplace / "junk.ckpt").write_bytes(b"junk")
+    refused(mmcl("fit", "--config", home / "tiny.yaml", "--init_from", "junk.ckpt"), "junk.ckpt", "damaged")
+    refused(mmcl("test", "--config", finished / "config.yaml", "--ckpt_path", "task-9"), "task-9", "task-1, task-2")
+    assert [p.name for p in workplace.iterdir()] == ["junk.ckpt"]
+
+
+def test_folder_of_another_configuration(mmcl: Mmcl, home: Path, copy: Path) -> None:
+    before = {p: p.read_bytes() for p in copy.rglob("*") if p.is_file()}
+    flags = ["--model.lr", "0.5", "--strategies+=LwF", "--data.workers", "1"]
+    answer = mmcl("fit", "--config", home / "tiny.yaml", "--run_dir", copy, *flags)
+    refused(answer, "belongs to another configuration", "model.init_args.lr (0.003 there, 0.5 here)", "strategies")
+    assert "workers" not in answer.err
+    assert {p: p.read_bytes() for p in copy.rglob("*") if p.is_file()} == before
+
+
+def test_folder_in_use(mmcl: Mmcl, home: Path, copy: Path) -> None:
+    from mmcl.run_folder import RunFolder
+
+    with RunFolder(copy).locked():
+        refused(mmcl("fit", "--config", home / "tiny.yaml", "--run_dir", copy), "is in use by process")
+
+
+def test_nan(mmcl: Mmcl, changed: Callable[..., Path], workplace: Path) -> None:
+    answer = mmcl("fit", "--config", changed(model__init_args__lr=1e30))
+    assert answer.code == 1 and answer.err.count("\n") == 1
+    for part in ("the loss is nan in task 'dots' at step", "of 8", "last good checkpoint: runs/changed/checkpoints"):
+        assert part in answer.err
+    weights = tiny.network(workplace / "runs" / "changed")
+    assert all(torch.isfinite(w).all() for w in weights.values())
+
+
+def test_full_disk(mmcl: Mmcl, home: Path, finished: Path, workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    saves, save = 0, torch.save
+
+    def full(content: Any, path: Any) -> None:
+        nonlocal saves
+        saves += 1
+        if saves == 3:
+            Path(path).write_bytes(b"half")
+            raise OSError(28, "No space left on device")
+        save(content, path)
+
+    command = ["fit", "--config", home / "tiny.yaml", "--run_dir", "run"]
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "save", full)
+        answer = mmcl(*command)
+    assert answer.code == 1 and answer.err.count("\n") == 1
+    assert "No space left on device" in answer.err and "last good checkpoint: run/checkpoints/last.ckpt" in answer.err
+    assert not list((workplace / "run").rglob("*.part"))
+    assert mmcl(*command).code == 0
+    assert tiny.differences(finished, workplace / "run") == []
+
+
+def test_words_in_class_names_are_taken_as_they_are(mmcl: Mmcl, changed: Callable[..., Path], workplace: Path) -> None:
+    """YAML reads yes, no and numbers as something else: that is refused, not passed on."""
+    names = [*list(COLOURS)[:3], 7]
+    answer = mmcl("fit", "--config", changed(**{f"{TASK}__class_names": names}))
+    refused(answer, "class_names")
