@@ -42,17 +42,18 @@ PROTOCOL = (
 Record = dict[str, Any]
 
 
-def pocket(seed: int = 0, tasks: Sequence[str] = TASKS, steps: int = STEPS) -> Stream:
+def pocket(seed: int | None = None, tasks: Sequence[str] = TASKS, steps: int = STEPS) -> Stream:
     """Five tasks in an unseen drawing style and four held-out groups.
 
     Args:
-        seed: of the split of the concepts.
+        seed: of the split of the concepts; None takes the run's seed on the command line, and 0 in Python.
         tasks: groups to train on, in order. The held-out groups stay the same.
         steps: optimizer steps of each task.
 
     Raises:
         ConfigError: a task is not a group, or is one of the held-out groups.
     """
+    seed = seed or 0
     free = [group for group in _classes() if group not in HELD_OUT]
     for group in tasks:
         if group not in free:
@@ -66,18 +67,18 @@ def pocket(seed: int = 0, tasks: Sequence[str] = TASKS, steps: int = STEPS) -> S
     )
 
 
-def pocket_quickstart(seed: int = 0, steps: int = STEPS) -> Stream:
+def pocket_quickstart(seed: int | None = None, steps: int = STEPS) -> Stream:
     """The first three tasks of the pocket stream, with all held-out groups.
 
     Args:
-        seed: of the split of the concepts.
+        seed: of the split of the concepts; None takes the run's seed on the command line, and 0 in Python.
         steps: optimizer steps of each task.
     """
     short = pocket(seed, TASKS[:3], steps)
     return Stream("pocket_quickstart", short.tasks, short.evals, short.sources, short.protocol)
 
 
-def pocket_pretrain(steps: int = 1800) -> Stream:
+def pocket_pretrain(steps: int = 1500) -> Stream:
     """One task that makes pocket-clip: Google and Fluent pictures with a random one of their seven captions.
 
     Args:

@@ -43,6 +43,7 @@ class CLIPModule(Module):
         betas: of the default optimizer.
         schedule: factor on the rate over a task's steps. None: 10 % warm-up, then cosine to 0.
         optimizer: takes parameter groups and returns an optimizer, in place of AdamW.
+        channels_last: memory format of the images and of the network; faster for convolutional towers.
 
     Weights are float32; mixed precision is the Trainer's. Training clamps the logit scale to at most 100.
     """
@@ -65,6 +66,7 @@ class CLIPModule(Module):
         betas: tuple[float, float] = (0.9, 0.98),
         schedule: Schedule | None = None,
         optimizer: OptimizerBuilder | None = None,
+        channels_last: bool = False,
     ) -> None:
         super().__init__(objective or Contrastive(), lr, weight_decay, betas, schedule, optimizer)
         for part in trainable:
@@ -74,7 +76,8 @@ class CLIPModule(Module):
             raise ConfigError(f"CLIPModule: layer_decay is {layer_decay}; it must be within (0, 1]")
         self.source = clip_source.find(model)
         self.trainable = frozenset(trainable)
-        self.network = self.source.create(pretrained, checkpoint, random_init)
+        self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
+        self.network = self._formatted(self.source.create(pretrained, checkpoint, random_init))
         visual: Any = self.network.visual
         self.samples = SampleTransform(visual.preprocess_cfg, augment, self.source.tokenizer())
         self._scales = {} if layer_decay is None else layer_scales(self.network, layer_decay)
@@ -101,7 +104,7 @@ class CLIPModule(Module):
         if clip.logit_bias is not None:
             outputs.extra["logit_bias"] = clip.logit_bias.squeeze()
         if "image" in batch:
-            outputs.features["image"] = clip.encode_image(batch["image"])
+            outputs.features["image"] = clip.encode_image(batch["image"].contiguous(memory_format=self.memory_format))
         for key in ("text", "class_text"):
             if key in batch:
                 outputs.features[key] = clip.encode_text(batch[key])
@@ -113,7 +116,10 @@ class CLIPModule(Module):
 
     def build_network(self) -> nn.Module:
         with torch.random.fork_rng(devices=[]):  # a teacher must not move the random numbers of the run
-            return self.source.build()
+            return self._formatted(self.source.build())
+
+    def _formatted(self, network: nn.Module) -> nn.Module:
+        return network.to(memory_format=self.memory_format)  # type: ignore[call-overload, no-any-return]
 
     def transform(self, sample: dict[str, Any], augment: bool) -> dict[str, Any]:
         return self.samples(sample, augment)
