@@ -41,7 +41,7 @@ def run(arguments: Namespace, plan: Plan) -> None:
         added = summary([v - b for v, b in zip(per_step[name], per_step[PLAIN], strict=True)])
         share = ratios(per_step[name], per_step[PLAIN])
         percent = Figure(*(100 * (x - 1) for x in (share.median, share.low, share.high)))
-        rows.append([name, f"+ {added.show(2)}", f"+ {percent.show(2)} %"])
+        rows.append([name, added.show(2, "+"), f"{percent.show(2, '+')} %"])
     for name, call in _calls(setting, plan.threads).items():
         cost = summary([1000 * s for s in _repeat(call)])
         rows.append([f"one call of {name}", cost.show(2), f"{100 * cost.median / step.median:.2f} %"])

@@ -25,9 +25,10 @@ class Figure:
     low: float
     high: float
 
-    def show(self, digits: int = 1) -> str:
-        """``1.012 [1.008, 1.015]``."""
-        return f"{self.median:.{digits}f} [{self.low:.{digits}f}, {self.high:.{digits}f}]"
+    def show(self, digits: int = 1, sign: str = "") -> str:
+        """``1.012 [1.008, 1.015]``; with `sign` ``+`` every number shows its sign."""
+        median, low, high = (f"{x:{sign}.{digits}f}" for x in (self.median, self.low, self.high))
+        return f"{median} [{low}, {high}]"
 
 
 def summary(values: Sequence[float]) -> Figure:

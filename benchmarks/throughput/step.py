@@ -18,7 +18,7 @@ HAND, MMCL, AGAIN = "hand-written loop", "mmcl", "hand-written loop again"
 
 def add_arguments(parser: ArgumentParser) -> None:
     """Options of this measurement."""
-    parser.add_argument("--batch_size", type=int, default=16, help="pairs of a step (default: %(default)s)")
+    parser.add_argument("--batch_size", type=int, default=20, help="pairs of a step (default: %(default)s)")
     parser.add_argument("--model", default=pocket.MODEL, help="a model of CLIPModule (default: %(default)s)")
     parser.add_argument("--save_every", type=int, default=0, help="steps between checkpoints of mmcl (default: none)")
     parser.add_argument("--control", action="store_true", help="measure the hand-written loop twice")
