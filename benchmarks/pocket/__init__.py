@@ -79,13 +79,13 @@ def pocket_quickstart(seed: int | None = None, steps: int = STEPS) -> Stream:
 
 
 def pocket_pretrain(steps: int = 1500) -> Stream:
-    """One task that makes pocket-clip: Google and Fluent pictures with a random one of their seven captions.
+    """One task that makes pocket-clip: Google and Fluent pictures with their captions, which hold names and no kinds.
 
     Args:
         steps: optimizer steps.
     """
     shards = [_shard(style, group) for style in PRETRAINING_STYLES for group in _classes()]
-    source = Source(shards, name="train", fields={"image": ("webp",), "text": ("json",)})
+    source = Source(shards, name="train", fields={"image": ("webp",), "text": ("txt",)})
     columns = [
         EvalSet(f"{STREAM_STYLE}-{group}", Source([_shard(STREAM_STYLE, group)]), "zero_shot", _names(group), TEMPLATES)
         for group in _classes()

@@ -29,7 +29,6 @@ from mmcl.errors import ConfigError
 SIZE = 48
 QUALITY = 90
 TEMPLATES = ("{}", "an emoji of {}", "a picture of {}", "an icon of {}", "a drawing of {}")
-KIND_TEMPLATES = TEMPLATES[:2]
 COMPONENT = 2  # emojibase's group of skin tones and hair, which are not pictures of anything
 
 
@@ -65,7 +64,6 @@ ARCHIVES = {
     ),
 }
 STYLES = ("google", "fluent", "twitter")
-PRETRAINING_STYLES = ("google", "fluent")
 
 
 def concept_of(hexcode: str) -> str:
@@ -76,11 +74,6 @@ def concept_of(hexcode: str) -> str:
 def caption_of(key: str, label: str) -> str:
     """The sample's caption: its label in a template that the key picks, the same on every machine."""
     return TEMPLATES[zlib.crc32(key.encode()) % len(TEMPLATES)].format(label)
-
-
-def captions_of(record: Mapping[str, Any]) -> list[str]:
-    """What pretraining may call a picture: its label in five templates, its kind in two."""
-    return [t.format(record["label"]) for t in TEMPLATES] + [t.format(record["kind"]) for t in KIND_TEMPLATES]
 
 
 def read_archive(raw: Path, archive: Archive) -> dict[str, bytes]:
@@ -139,17 +132,13 @@ def encode(picture: bytes) -> bytes:
 
 
 def write_sample(style: str, record: Mapping[str, Any], label: int, picture: bytes) -> list[tuple[str, bytes]]:
-    """Members of one sample: picture, caption, class; for the styles of pretraining all its captions too."""
+    """Members of one sample: picture, caption, class."""
     key = f"{style}-{record['hexcode']}"
-    members = [
+    return [
         (f"{key}.webp", encode(picture)),
         (f"{key}.txt", caption_of(key, record["label"]).encode()),
         (f"{key}.cls", str(label).encode()),
     ]
-    if style in PRETRAINING_STYLES:
-        captions = json.dumps({"captions": captions_of(record)}, ensure_ascii=False)
-        members.append((f"{key}.json", captions.encode()))
-    return members
 
 
 def write_shard(path: Path, members: Iterable[tuple[str, bytes]]) -> None:
