@@ -107,7 +107,7 @@ def load_index(shard: str) -> ShardIndex:
         index = _read(place, stamp)
         if index is not None:
             return index
-    logger.info("indexing %s", shard)
+    logger.debug("indexing %s", shard)
     index = _index(scan(shard))
     if not any(_write(place, stamp, index) for place in places):
         logger.warning("the index of %s could not be kept beside it nor in %s; it is rebuilt in every run", *places)

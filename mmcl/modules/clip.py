@@ -82,8 +82,6 @@ class CLIPModule(Module):
         self.samples = SampleTransform(visual.preprocess_cfg, augment, self.source.tokenizer())
         self._scales = {} if layer_decay is None else layer_scales(self.network, layer_decay)
         self._prompts: dict[tuple[tuple[str, ...], tuple[str, ...]], Tensor] = {}
-        self._classes: Tensor | None = None
-        self._classifier: Tensor | None = None
         self._choose_trainable()
 
     # -- the contract -----------------------------------------------------------------------------------------------
@@ -178,35 +176,11 @@ class CLIPModule(Module):
     def lr_scale(self, name: str) -> float:
         return self._scales.get(canonical(name), 1.0)
 
-    # -- prediction in a plain `Trainer.predict` -----------------------------------------------------------------------
-
-    def label_space(self, class_names: Sequence[str], templates: Sequence[str] = ("{}",)) -> None:
-        """Classes over which `predict` gives probabilities, each described by all templates."""
-        self._classes = self.prompts(class_names, templates)
-
-    def on_predict_start(self) -> None:
-        """Build the classifier of the label space with the weights at hand."""
-        if self._classes is not None:
-            self._classifier = self._classify(self._classes.to(self.device))
-
-    @torch.no_grad()
-    def _classify(self, prompts: Tensor) -> Tensor:
-        from mmcl.metrics.zero_shot_probe import text_classifier
-
-        return text_classifier(self, prompts)
-
     def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
-        """Features of what the batch holds, and class probabilities after `label_space`.
-
-        Returns:
-            ``image_features`` and ``text_features`` (B, D), of length 1; ``probabilities`` (B, C); ``__key__`` of the
-            samples.
-        """
+        """In a plain `Trainer.predict`: ``image_features``, ``text_features`` (B, D) of length 1, and ``__key__``."""
         outputs = self({key: value for key, value in batch.items() if key in ("image", "text")})
-        result: dict[str, Any] = {f"{key}_features": F.normalize(x, dim=-1) for key, x in outputs.features.items()}
-        if self._classifier is not None and "image" in batch:
-            result["probabilities"] = _class_logits(outputs, self._classifier).float().softmax(dim=-1)
-        return result | {key: batch[key] for key in ("__key__",) if key in batch}
+        features = {f"{key}_features": F.normalize(x, dim=-1) for key, x in outputs.features.items()}
+        return features | {key: batch[key] for key in ("__key__",) if key in batch}
 
 
 def _class_logits(outputs: Outputs, class_features: Tensor) -> Tensor:

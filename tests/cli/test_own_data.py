@@ -6,9 +6,10 @@ import json
 from pathlib import Path
 
 import pytest
+from PIL import Image
+
 from mmcl.cli import main
 from mmcl.datamodules.write import write_shard
-from PIL import Image
 
 
 def shard(path: Path, names: list[str], count: int) -> None:
