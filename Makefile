@@ -23,8 +23,8 @@ $(STAMP): pyproject.toml constraints.txt
 	@touch "$@"
 
 quickstart: $(STAMP) ## train on the pocket stream with plain fine-tuning and with ZSCL, and compare
-	"$(BIN)/mmcl" fit --config quickstart-finetune --run_dir runs/quickstart/finetune
-	"$(BIN)/mmcl" fit --config quickstart-zscl --run_dir runs/quickstart/zscl
+	"$(BIN)/mmcl" fit --config quickstart/finetune
+	"$(BIN)/mmcl" fit --config quickstart/zscl
 	"$(BIN)/mmcl" report runs/quickstart/finetune runs/quickstart/zscl --out runs/quickstart
 
 test: $(STAMP) ## the fast tests
@@ -45,7 +45,8 @@ bench: $(STAMP) ## measure the cost of a training step
 	OMP_NUM_THREADS=1 "$(BIN)/python" -m mmcl.benchmarks.throughput
 
 pocket-clip: $(STAMP) ## rebuild the small pretrained model of the pocket benchmark
-	"$(BIN)/python" -m mmcl.benchmarks.pocket.pretrain
+	"$(BIN)/mmcl" fit --config pocket/pretrain
+	"$(BIN)/python" -m mmcl.benchmarks.pocket.pack --run runs/pocket/pretrain
 
 results: $(STAMP) ## every run of docs/results.md
-	"$(BIN)/python" -m mmcl.benchmarks.pocket.results
+	"$(BIN)/python" -m mmcl.benchmarks.pocket.results --page docs/results.md
