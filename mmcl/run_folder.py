@@ -85,6 +85,8 @@ class RunFolder:
             file.truncate()
             file.write(f"process {os.getpid()}")
             file.flush()
+            for half in self.path.rglob(".*.part"):  # of a process that was killed while it wrote
+                half.unlink()
             try:
                 yield
             finally:

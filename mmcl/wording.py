@@ -13,7 +13,7 @@ from typing import Any
 from mmcl.errors import ConfigError, near
 from mmcl.modules.base import Module
 from mmcl.strategy import Strategy
-from mmcl.stream import Budget, EvalSet, Source, Task
+from mmcl.stream import Budget, EvalSet, Source, Stream, Task
 
 HOLDS: Mapping[str, type] = {
     "tasks": Task,
@@ -46,23 +46,29 @@ def check_keys(config: Mapping[str, Any], known: Collection[str], flags: Sequenc
     data = config.get("data")
     stream = data.get("stream") if isinstance(data, Mapping) else None
     _check_object(config.get("model"), "model", flags, Module)
-    _check_object(stream, "data.stream", flags)
+    _check_object(stream, "data.stream", flags, Stream)
     for i, strategy in enumerate(config.get("strategies") or []):
         _check_object(strategy, f"strategies.{i}", flags, Strategy)
 
 
-def _check_object(value: Any, where: str, flags: Sequence[str], base: type = object) -> None:
+def _check_object(value: Any, where: str, flags: Sequence[str], base: type | None = None) -> None:
     if not isinstance(value, Mapping) or not isinstance(value.get("class_path"), str):
         return
     _refuse_unknown(value, ("class_path", "init_args", "dict_kwargs"), where)
-    if base is not object and not issubclass(_import(value["class_path"], where), base):
+    if base is not None and not _is_a(_import(value["class_path"], where), base):
         raise ConfigError(f"{where}: '{value['class_path']}' is no {base.__name__}")
     parameters, given = _signature(value["class_path"], where), value.get("init_args") or {}
     _refuse_unknown(given, parameters, where)
-    elsewhere = {f.rpartition(".")[2] for f in flags if f.startswith(f"--{where.split('.')[0]}")}
-    _refuse_missing({**given, **dict.fromkeys(elsewhere, "")}, parameters, where)
+    if base is not None:  # what is called later, such as an optimizer, gets the rest of its arguments then
+        elsewhere = {f.rpartition(".")[2] for f in flags if f.startswith(f"--{where.split('.')[0]}")}
+        _refuse_missing({**given, **dict.fromkeys(elsewhere, "")}, parameters, where)
     for key, inner in given.items():
         _check_value(inner, key, f"{where}.{key}", flags)
+
+
+def _is_a(found: Any, base: type) -> bool:
+    """A class of that kind, or a function that makes one (benchmarks are)."""
+    return issubclass(found, base) if isinstance(found, type) else callable(found)
 
 
 def _check_value(value: Any, key: str, where: str, flags: Sequence[str]) -> None:
