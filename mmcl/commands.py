@@ -25,6 +25,7 @@ from mmcl.evaluate import Cell
 from mmcl.interrupt import Interrupted
 from mmcl.modules.base import Module
 from mmcl.predict import predict
+from mmcl.report.build import build_report
 from mmcl.report.results import Results
 from mmcl.report.text import final_table
 from mmcl.runner import Runner, RunOptions
@@ -173,6 +174,7 @@ class MmclCLI(LightningCLI):
         results = runner.fit()
         if runner.is_main:
             print(final_table(Results.from_json(results)))
+            print(build_report([runner.folder.path], runner.folder.path))
 
     def test(self, ckpt_path: str | None = "last", **_: Any) -> None:
         """Score a checkpoint on the full evaluation sets."""

@@ -28,7 +28,7 @@ METHODS: dict[str, Sequence[str]] = {
     "finetune": BASE,
     "lwf": (*BASE, "--strategies+=LwF"),
     "wise": (*BASE, "--strategies+=WeightInterpolation"),
-    "mwi": (*BASE, "--strategies+=MomentumInterpolation", "--strategies.decay=0.995"),
+    "mwi": (*BASE, "--strategies+=MomentumInterpolation", "--strategies.decay=0.99"),
     "zscl": ZSCL,
     "zscl-no-distillation": (*ZSCL, "--strategies.image_to_text=0", "--strategies.text_to_image=0"),
     "zscl-no-ensemble": (*ZSCL, "--strategies.interval=0"),
