@@ -17,7 +17,7 @@ from jsonargparse import Namespace
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
-from mmcl import plugins, presets
+from mmcl import distributed, plugins, presets
 from mmcl import trainer as lightning
 from mmcl.dry_run import dry_run
 from mmcl.errors import ConfigError, MmclError
@@ -250,7 +250,9 @@ def run_command(command: str, arguments: list[str]) -> int:
         raise own from error
     except Interrupted as stop:
         logger.warning("%s; the same command continues the run", stop)
+        distributed.leave()
         return stop.exit_code
+    distributed.leave()
     return 0
 
 

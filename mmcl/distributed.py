@@ -24,6 +24,13 @@ def barrier() -> None:
         dist.barrier()
 
 
+def leave() -> None:
+    """End the process group on all ranks together: one that ends first closes connections that others still watch."""
+    if world_size() > 1:
+        dist.barrier()
+        dist.destroy_process_group()
+
+
 def total(tensor: Tensor) -> Tensor:
     """Sum over ranks."""
     if world_size() == 1:
