@@ -199,7 +199,7 @@ def test_folder_of_another_configuration(mmcl: Mmcl, home: Path, copy: Path) -> 
     before = {p: p.read_bytes() for p in copy.rglob("*") if p.is_file()}
     flags = ["--model.lr", "0.5", "--strategies+=LwF", "--data.workers", "1"]
     answer = mmcl("fit", "--config", home / "tiny.yaml", "--run_dir", copy, *flags)
-    refused(answer, "belongs to another configuration", "model.init_args.lr (0.003 there, 0.5 here)", "strategies")
+    refused(answer, "belongs to another configuration", "model.init_args.lr (0.01 there, 0.5 here)", "strategies")
     assert "workers" not in answer.err
     assert {p: p.read_bytes() for p in copy.rglob("*") if p.is_file()} == before
 

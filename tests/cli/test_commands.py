@@ -168,7 +168,7 @@ def test_the_same_from_python(finished: Path, home: Path, tmp_path: Path) -> Non
 
     def run() -> dict[str, Any]:
         torch.manual_seed(0)
-        module = CLIPModule(f"local-dir:{home / 'model'}", random_init=True, lr=0.003)
+        module = CLIPModule(f"local-dir:{home / 'model'}", random_init=True, lr=0.01)
         trainer = make(accelerator="cpu", enable_progress_bar=False, log_every_n_steps=2)
         return package.run(
             stream=StreamDataModule(stream, batch_size=8), module=module, trainer=trainer, run_dir=folder

@@ -20,7 +20,8 @@ from transformers import PreTrainedTokenizerFast
 from mmcl.datamodules.write import write_shard
 
 COLOURS = {"red": (220, 40, 40), "green": (40, 200, 60), "blue": (50, 60, 220), "grey": (128, 128, 128)}
-WORDS = ["a", "photo", "picture", "of", "square", "with", "dots", "stripes", *COLOURS]
+COUNTS = ["none", "one", "two", "three", "four"]
+WORDS = ["a", "photo", "picture", "of", "square", "with", "dots", "stripes", "and", *COUNTS, *COLOURS]
 SIZE = 16
 
 
@@ -35,8 +36,9 @@ def pictures(style: str, count: int, seed: int = 0) -> Iterator[dict[str, Any]]:
             pixels[:: 2 + i % 3] //= 2
         else:
             pixels[:: 2 + i % 3, :: 2 + i % 2] //= 2
+        caption = f"a {name} square with {style} {COUNTS[i // 5 % 5]} and {COUNTS[i % 5]}"  # each one once
         image = Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
-        yield {"__key__": f"{style}-{i:03d}", "png": image, "txt": f"a {name} square with {style}", "cls": label}
+        yield {"__key__": f"{style}-{i:03d}", "png": image, "txt": caption, "cls": label}
 
 
 def write_model(folder: Path, width: int = 16) -> Path:
@@ -46,7 +48,7 @@ def write_model(folder: Path, width: int = 16) -> Path:
     vocabulary = {word: i for i, word in enumerate([*special, *WORDS, "<end>"])}
     vision = {"image_size": SIZE, "layers": 1, "width": width, "head_width": 8, "patch_size": 8}
     text = {
-        "context_length": 8,
+        "context_length": 11,
         "vocab_size": len(vocabulary),
         "width": 16,
         "heads": 2,
@@ -75,7 +77,7 @@ def config(folder: Path, steps: Sequence[int] = (8, 6)) -> dict[str, Any]:
     return {
         "model": {
             "class_path": "CLIPModule",
-            "init_args": {"model": f"local-dir:{folder / 'model'}", "random_init": True, "lr": 0.003},
+            "init_args": {"model": f"local-dir:{folder / 'model'}", "random_init": True, "lr": 0.01},
         },
         "data": {
             "batch_size": 8,
