@@ -22,12 +22,12 @@ CALLS = 200
 
 def add_arguments(parser: ArgumentParser) -> None:
     """Options of this measurement."""
-    pocket.add_setting(parser, batch_size=16)
+    parser.add_argument("--batch_size", type=int, default=20, help="pairs of a step (default: %(default)s)")
 
 
 def run(arguments: Namespace, plan: Plan) -> None:
     """Measure and print: strategies that average after every step, and one call of each average by itself."""
-    setting = pocket.setting_of(arguments)
+    setting = pocket.Setting(arguments.batch_size)
     participants = {
         PLAIN: pocket.fit(setting),
         "WeightEnsemble(interval=1)": pocket.fit(setting, lambda: [WeightEnsemble(interval=1)]),

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import tempfile
-from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from importlib import resources
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
+import yaml
 
 from mmcl import trainer as lightning
+from mmcl.benchmarks.pocket import pocket
 from mmcl.benchmarks.throughput.turns import Gate
 from mmcl.datamodules import StreamDataModule
 from mmcl.modules import CLIPModule
@@ -22,59 +23,54 @@ from mmcl.modules.contrastive_losses import ClassTextCrossEntropy, Contrastive
 from mmcl.outputs import Batch
 from mmcl.runner import Runner, RunOptions
 from mmcl.strategy import Strategy
-from mmcl.stream import Budget, Source, Stream, Task
+from mmcl.stream import Stream
 
-FOLDER = Path(__file__).resolve().parents[1] / "pocket"
 MODEL = "package:mmcl.benchmarks.pocket/pocket-clip"
-OWN, REFERENCE = "twitter-food-drink", "google"
+SHARDS = Path(__file__).resolve().parents[1] / "pocket" / "data"
 PRELOADED = 8
 """Batches that are read before the measurement and used in turn."""
 
 
+def preset(name: str) -> dict[str, Any]:
+    """A ready configuration of the pocket benchmark, ``finetune`` or ``zscl``."""
+    text = resources.files("mmcl.configs").joinpath("pocket", f"{name}.yaml").read_text(encoding="utf-8")
+    found: dict[str, Any] = yaml.safe_load(text)
+    return found
+
+
 @dataclass(frozen=True)
 class Setting:
-    """What is trained: pocket-clip with random weights on one pocket task.
+    """What is trained: the pocket stream's first task, by a model with random weights.
 
     Args:
         batch_size: of a step; also of the reference batch.
         objective: ``contrastive`` on captions or ``classes``, the cross-entropy over class texts.
         save_every: steps between checkpoints; 0 leaves them out.
-        model: any model that `mmcl.modules.CLIPModule` takes, with 48-pixel images or another size.
+        model: any model that `mmcl.modules.CLIPModule` takes.
+        as_preset: train the parts and in the memory format that the pocket presets name.
     """
 
     batch_size: int
     objective: Literal["contrastive", "classes"] = "contrastive"
     save_every: int = 0
     model: str = MODEL
+    as_preset: bool = False
 
     def module(self) -> CLIPModule:
         """The module, the same in every process."""
         torch.manual_seed(0)
         objective = ClassTextCrossEntropy() if self.objective == "classes" else Contrastive()
-        own = {"random_init": True} if self.model.startswith(("package:", "local-dir:")) else {}
+        own: dict[str, Any] = {"random_init": self.model.startswith(("package:", "local-dir:"))}
+        if self.as_preset:
+            given = preset("finetune")["model"]["init_args"]
+            own |= {key: given[key] for key in ("trainable", "channels_last")}
         return CLIPModule(self.model, objective=objective, lr=1e-4, **own)
 
     def data(self, steps: int) -> StreamDataModule:
-        """One task of so many steps, with a reference source."""
-        classes = json.loads((FOLDER / "classes.json").read_text(encoding="utf-8"))["food-drink"]
-        own = Source([str(FOLDER / "data" / f"{OWN}.tar")])
-        reference = Source([str(FOLDER / "data" / f"{REFERENCE}-*.tar")], name="reference", augment=False)
-        names = [entry["label"] for entry in classes]
-        task = Task("food-drink", [own], Budget(steps=steps), class_names=names, templates=["an emoji of {}"])
-        return StreamDataModule(Stream("throughput", [task], sources={"reference": reference}), self.batch_size)
-
-
-def add_setting(parser: ArgumentParser, batch_size: int, objective: str = "contrastive") -> None:
-    """The command-line options behind `Setting`."""
-    parser.add_argument("--batch_size", type=int, default=batch_size, help="samples of a step (default: %(default)s)")
-    choices = ("contrastive", "classes")
-    parser.add_argument("--objective", choices=choices, default=objective, help="loss (default: %(default)s)")
-    parser.add_argument("--model", default=MODEL, help="a model of CLIPModule (default: %(default)s)")
-
-
-def setting_of(arguments: Namespace) -> Setting:
-    """The `Setting` that was asked for."""
-    return Setting(arguments.batch_size, arguments.objective, getattr(arguments, "save_every", 0), arguments.model)
+        """One task of so many steps, with the stream's reference source and without evaluation sets."""
+        stream = pocket(seed=0, steps=steps)
+        task = replace(stream.tasks[0], evaluates=None)
+        return StreamDataModule(Stream("throughput", [task], sources=stream.sources), self.batch_size)
 
 
 class Preloaded:

@@ -21,6 +21,7 @@ from mmcl.modules import CLIPModule
 from mmcl.stream import Budget, Source, Stream, Task
 
 OURS, THEIRS = "mmcl", "webdataset"
+STYLE = "twitter"
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -32,7 +33,7 @@ def run(arguments: Namespace, plan: Plan) -> None:
     """Measure and print: whole passes over one style of the pocket data in this process, `blocks` of each in turn."""
     torch.set_num_threads(plan.threads)
     module = pocket.Setting(arguments.batch_size).module()
-    shards = [str(path) for path in sorted((pocket.FOLDER / "data").glob(f"{pocket.REFERENCE}-*.tar"))]
+    shards = [str(path) for path in sorted(pocket.SHARDS.glob(f"{STYLE}-*.tar"))]
     ours = _ours(module, shards, arguments.batch_size)
     passes: dict[str, Callable[[], Iterator[Any]]] = {
         OURS: ours,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from mmcl.benchmarks.throughput import pocket
 from mmcl.benchmarks.throughput.figures import ratios, show, summary
@@ -12,22 +13,32 @@ from mmcl.strategies.zscl import ZSCL
 from mmcl.strategy import Strategy
 
 PLAIN = "plain fine-tuning"
+
+
+def _zscl(**changes: Any) -> Callable[[], Sequence[Strategy]]:
+    """The preset's ZSCL with other caches."""
+    return lambda: [ZSCL(**{**pocket.preset("zscl")["strategies"][0]["init_args"], **changes})]
+
+
 VARIANTS: dict[str, Callable[[], Sequence[Strategy]]] = {
     PLAIN: tuple,
-    "ZSCL, texts and images cached": lambda: [ZSCL(texts="all", cache_images=True)],
-    "ZSCL, texts cached": lambda: [ZSCL(texts="all")],
-    "ZSCL, nothing cached": lambda: [ZSCL(texts="batch")],
+    "ZSCL, texts and images cached": _zscl(texts="all", cache_images=True),
+    "ZSCL, texts cached": _zscl(texts="all", cache_images=False),
+    "ZSCL, nothing cached": _zscl(texts="batch", cache_images=False),
 }
 
 
 def add_arguments(parser: ArgumentParser) -> None:
     """Options of this measurement."""
-    pocket.add_setting(parser, batch_size=64)
+    size: int = pocket.preset("zscl")["data"]["batch_size"]
+    parser.add_argument("--batch_size", type=int, default=size, help="pictures of a step (default: %(default)s)")
+    choices = ("contrastive", "classes")
+    parser.add_argument("--objective", choices=choices, default="classes", help="loss (default: %(default)s)")
 
 
 def run(arguments: Namespace, plan: Plan) -> None:
-    """Measure and print."""
-    setting = pocket.setting_of(arguments)
+    """Measure and print: the presets ``pocket/finetune`` and ``pocket/zscl`` on batches from memory."""
+    setting = pocket.Setting(arguments.batch_size, arguments.objective, as_preset=True)
     seconds, _ = measure({name: pocket.fit(setting, build) for name, build in VARIANTS.items()}, plan)
     rows = [
         [
