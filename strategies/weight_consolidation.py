@@ -7,7 +7,7 @@ import math
 import torch
 
 from mmcl.errors import ConfigError, RunError
-from mmcl.functional.regularization import l2_penalty
+from mmcl.functional.regularization import l2_gradients
 from mmcl.strategy import StepContext, Strategy
 
 
@@ -42,12 +42,14 @@ class WeightConsolidation(Strategy):
             return
         start = self.snapshot("start")
         params = {n: p for n, p in self.module.network.named_parameters() if p.requires_grad}
+        if not params:
+            raise RunError("WeightConsolidation: no weight of the network trains")
         for name in params:
             if name not in start:
                 raise RunError(f"WeightConsolidation: '{name}' trains but is no weight of the network (an adapter?)")
-        with torch.enable_grad():
-            penalty = self.weight * l2_penalty(params, {name: start[name] for name in params})
-            grads = torch.autograd.grad(penalty, list(params.values()))
-        for param, grad in zip(params.values(), grads, strict=True):
-            param.grad = grad if param.grad is None else param.grad.add_(grad)
-        context.log(f"{self.name}/penalty", penalty.detach())
+        parts = []
+        for name, part, gradient in l2_gradients(params, {name: start[name] for name in params}):
+            param, gradient = params[name], gradient.mul_(self.weight).to(params[name].dtype)
+            param.grad = gradient if param.grad is None else param.grad.add_(gradient)
+            parts.append(part)
+        context.log(f"{self.name}/penalty", self.weight * torch.stack(parts).sum())

