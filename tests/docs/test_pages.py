@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from mmcl.strategies import WeightEnsemble
-
 from toy import network, runner
+
+from mmcl.strategies import WeightEnsemble
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 
