@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from lightning.pytorch import LightningDataModule
@@ -99,19 +100,23 @@ class StreamDataModule(LightningDataModule):
         """
         self._check_divides(self.batch_size, "`batch_size`")
         for task in self.stream.tasks:
-            for reader in map(self._open, task.train):
-                reader.check_captions()
+            for source in task.train:
+                with _at(f"task '{task.name}'"):
+                    reader = self._open(source)
+                    reader.check_captions()
                 if task.class_names is not None:
                     reader.check_labels(task.class_names, f"task '{task.name}'")
             self.plan(task)
         for evalset in self.stream.evals:
-            reader = self._open(evalset.source)
-            reader.check_captions()
-            reader.check_readable()
+            with _at(f"evaluation set '{evalset.name}'"):
+                reader = self._open(evalset.source)
+                reader.check_captions()
+                reader.check_readable()
             if evalset.class_names is not None:
                 reader.check_labels(evalset.class_names, f"evaluation set '{evalset.name}'")
-        for source in self.stream.sources.values():
-            self._open(source).check_captions()
+        for name, source in self.stream.sources.items():
+            with _at(f"stream source '{name}'"):
+                self._open(source).check_captions()
 
     def count(self, source: Source) -> int:
         """Samples of a source."""
@@ -271,3 +276,12 @@ class StreamDataModule(LightningDataModule):
                 f"{what} ({size}) does not divide by {self._cut.world_size} processes x {self._cut.accumulate} "
                 f"accumulated batches; take a multiple of {self._cut.parts}"
             )
+
+
+@contextmanager
+def _at(place: str) -> Iterator[None]:
+    """Say where in the stream a source is: many are called alike."""
+    try:
+        yield
+    except ConfigError as error:
+        raise ConfigError(f"{place}: {error}") from error
