@@ -51,6 +51,7 @@ class Gate:
     def __init__(self, plan: Plan, connection: Connection) -> None:
         self.plan = plan
         self._connection = connection
+        self._parent = os.getppid()
         self._steps = 0
         self._began = 0.0
 
@@ -61,6 +62,9 @@ class Gate:
         if since < 0 or since % self.plan.turn:
             return
         self._connection.send(("turn", time.process_time() - self._began))
+        while not self._connection.poll(1.0):
+            if os.getppid() != self._parent:  # killed: nobody will ever send a word
+                os._exit(1)
         self._connection.recv()
         self._began = time.process_time()
 
@@ -104,7 +108,7 @@ def measure(participants: Mapping[str, Participant], plan: Plan) -> tuple[dict[s
             results[name] = _receive(name, connection, "done")
     finally:
         for process in processes:
-            process.terminate()
+            process.kill()  # the runner takes SIGTERM for a wish to save and leave
             process.join()
     return seconds, results
 
