@@ -48,9 +48,14 @@ def run(
     given = [strategies] if isinstance(strategies, Strategy) else list(strategies)
     identity = {
         "seed": seed,
-        "model": type(module).__name__,
+        "model": describe(module),
         "strategies": [describe(s) for s in given],
-        "data": {"batch_size": data.batch_size, "stream": [repr(t) for t in data.stream.tasks]},
+        "data": {
+            "batch_size": data.batch_size,
+            "tasks": [repr(t) for t in data.stream.tasks],
+            "evals": [repr(e) for e in data.stream.evals],
+            "sources": repr(data.stream.sources),
+        },
     }
     kept = RunOptions(run_dir=Path(run_dir), seed=seed, identity=identity, **options)
     return Runner(data, module, given, trainer or lightning.make(), kept).fit()

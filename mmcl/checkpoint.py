@@ -34,6 +34,7 @@ class Progress:
         task_step: the same in the task.
         segment: position of the segment within the task.
         segment_step: steps of this segment that were trained, skipped ones of a gradient scaler included.
+        train_seconds: time spent in the task's training so far.
         task_steps: the task's budget in steps, fixed when it began.
         positions: samples drawn from each source of the task when the segment began.
         shares: shares of the strategies' sources in this segment.
@@ -47,6 +48,7 @@ class Progress:
     segment: int = 0
     segment_step: int = 0
     task_steps: int = 0
+    train_seconds: float = 0.0
     positions: dict[str, int] = field(default_factory=dict)
     shares: dict[str, float | None] = field(default_factory=dict)
     metrics_offset: int = 0
@@ -206,13 +208,17 @@ def restore_optimizer(optimizer: Optimizer, saved: Mapping[str, Any], names: Map
             if entry is None:
                 continue
             moments = [v for v in entry.values() if isinstance(v, Tensor) and v.ndim > 0]
-            if any(v.shape != parameter.shape for v in moments):
+            if not exact and any(v.shape != parameter.shape for v in moments):
                 continue
             optimizer.state[parameter] = {
                 k: v.to(parameter.device) if isinstance(v, Tensor) and v.ndim > 0 else _copied(v, group, parameter)
                 for k, v in entry.items()
             }
-    if exact and len(saved["groups"]) == len(optimizer.param_groups):
+    if exact:
+        if len(saved["groups"]) != len(optimizer.param_groups):
+            raise RunError(
+                f"the checkpoint's optimizer has {len(saved['groups'])} groups, this one {len(optimizer.param_groups)}"
+            )
         for group, settings in zip(optimizer.param_groups, saved["groups"], strict=True):
             group.update(settings)
 

@@ -20,7 +20,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from mmcl import distributed, plugins, presets
 from mmcl import trainer as lightning
 from mmcl.dry_run import dry_run
-from mmcl.errors import ConfigError, MmclError
+from mmcl.errors import ConfigError, MmclError, RunError
 from mmcl.evaluate import Cell
 from mmcl.interrupt import Interrupted
 from mmcl.modules.base import Module
@@ -248,6 +248,12 @@ def run_command(command: str, arguments: list[str]) -> int:
         if own is None:
             raise
         raise own from error
+    except RuntimeError as error:
+        if not distributed.lost_peer(error):
+            raise
+        last = folder / "checkpoints" / "last.ckpt"
+        good = f"; last good checkpoint: {last}" if last.exists() else ""
+        raise RunError(f"another process of this run ended; run the same command again{good}") from error
     except Interrupted as stop:
         logger.warning("%s; the same command continues the run", stop)
         distributed.leave()

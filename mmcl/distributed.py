@@ -31,6 +31,11 @@ def leave() -> None:
         dist.destroy_process_group()
 
 
+def lost_peer(error: RuntimeError) -> bool:
+    """Whether a collective failed because another process is gone."""
+    return world_size() > 1 and (isinstance(error, dist.DistBackendError) or "gloo/transport" in str(error))
+
+
 def total(tensor: Tensor) -> Tensor:
     """Sum over ranks."""
     if world_size() == 1:

@@ -252,6 +252,8 @@ class Engine(pl.LightningModule):
             assert self._context is not None
             with torch.no_grad():
                 self.module.after_step()
+                if self.composition.of("on_step_end"):
+                    self.sync_buffers()
                 for strategy in self.composition.of("on_step_end"):
                     strategy.on_step_end(self._context)
             self.step += 1
@@ -259,20 +261,32 @@ class Engine(pl.LightningModule):
         self.after_step(self, batch)
         self._context = None
 
+    def sync_buffers(self) -> None:
+        """Running statistics differ between ranks; rank 0's are the run's."""
+        if distributed.world_size() > 1:
+            for buffer in self.module.network.buffers():
+                dist.broadcast(buffer, src=0)
+
     # -- evaluation --------------------------------------------------------------------------------------------------
 
     @contextmanager
     def evaluating(self, stage: Stage) -> Iterator[Callable[[Batch], Outputs]]:
         """The forward that probes use, with strategies' wraps, in eval mode and without gradients."""
-        modes = {m: m.training for m in self.modules()}
-        self.eval()
 
         def encode(batch: Batch) -> Outputs:
             with torch.set_grad_enabled(False):
                 return Context(self, stage, batch).forward(self.convert(batch))
 
-        try:
+        with self.evaluation_mode():
             yield encode
+
+    @contextmanager
+    def evaluation_mode(self) -> Iterator[None]:
+        """Everything in eval mode for a while: evaluation, and the strategies' passes over a task's data."""
+        modes = {m: m.training for m in self.modules()}
+        self.eval()
+        try:
+            yield
         finally:
             for module, mode in modes.items():
                 module.training = mode

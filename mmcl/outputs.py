@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
@@ -88,6 +89,23 @@ class Site(Protocol):
 
     def detach(self) -> None:
         """Fold and take the attachment away, for export."""
+
+
+class Recorded:
+    """Remembers the arguments of its constructor, by name, for records and for telling runs apart."""
+
+    arguments: dict[str, Any]
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Any:
+        """Bind the arguments to the constructor's names, defaults filled in."""
+        made = super().__new__(cls)
+        try:
+            bound = inspect.signature(cls.__init__).bind(made, *args, **kwargs)
+        except TypeError:  # wrong arguments: the constructor says so better; none: a copy or an unpickled object
+            return made
+        bound.apply_defaults()
+        made.__dict__["arguments"] = dict(list(bound.arguments.items())[1:])
+        return made
 
 
 Forward = Callable[[Batch], Outputs]

@@ -15,7 +15,7 @@ from mmcl.errors import ConfigError
 from mmcl.outputs import Batch, Weights, move
 from mmcl.stream import Source, Stream, Task
 
-STABLE = ("initial", "start", "pre_anneal")
+STABLE = ("initial", "start")
 
 
 class RunReach:
@@ -35,7 +35,7 @@ class RunReach:
     def __init__(self, module: Any, data: Any, folder: Path, declared: frozenset[str], seed: int) -> None:
         for name in declared:
             if name not in STABLE and not name.startswith("task-"):
-                raise ConfigError(f"unknown snapshot '{name}'; known: initial, start, pre_anneal, task-K")
+                raise ConfigError(f"unknown snapshot '{name}'; known: initial, start, task-K")
         self.module = module
         self.data = data
         self.stream: Stream = data.stream
@@ -64,8 +64,8 @@ class RunReach:
     def reduce(self, tensor: Tensor) -> Tensor:
         return distributed.mean(tensor)
 
-    def generator(self, task: Task) -> torch.Generator:
-        return seeds.generator(self.seed, "task", self.stream.position(task))
+    def generator(self, task: Task, name: str) -> torch.Generator:
+        return seeds.generator(self.seed, "task", self.stream.position(task), name)
 
     def captions(self, source: Source) -> list[str]:
         """Every distinct caption of a source, in the order of its samples."""
@@ -109,9 +109,3 @@ class RunReach:
     def _require(self, name: str) -> None:
         if name not in self._declared:
             raise ConfigError(f"snapshot '{name}' is read but not declared; add it to the strategy's `snapshots`")
-
-    def move(self, device: torch.device) -> None:
-        """Teachers and snapshots follow the network."""
-        for network in self._teachers.values():
-            network.to(device)
-        self._snapshots = {n: {k: v.to(device) for k, v in s.items()} for n, s in self._snapshots.items()}

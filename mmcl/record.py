@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import json
 import platform
 import resource
@@ -12,11 +11,12 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import torch
+from torch import nn
 
 from mmcl.evaluate import Cell
 from mmcl.metrics.matrix import ScoreMatrix
+from mmcl.outputs import Recorded
 from mmcl.run_folder import RunFolder, write_text
-from mmcl.strategy import Strategy
 from mmcl.stream import Stream
 
 FORMAT = "mmcl.results/1"
@@ -34,10 +34,9 @@ def versions() -> dict[str, str]:
     return found
 
 
-def describe(strategy: Strategy) -> dict[str, Any]:
-    """Name, class path and arguments of a strategy; arguments are kept under their own names by convention."""
-    signature = inspect.signature(type(strategy).__init__).parameters
-    arguments = {p: _plain(getattr(strategy, p)) for p in signature if p != "self" and hasattr(strategy, p)}
+def describe(strategy: Recorded) -> dict[str, Any]:
+    """Name, class path and arguments of a strategy or a module."""
+    arguments = {name: _plain(value) for name, value in getattr(strategy, "arguments", {}).items()}
     kind = type(strategy)
     return {"name": kind.__name__, "class_path": f"{kind.__module__}.{kind.__qualname__}", "arguments": arguments}
 
@@ -49,6 +48,8 @@ def _plain(value: Any) -> Any:
         return {str(k): _plain(v) for k, v in value.items()}
     if isinstance(value, (list, tuple)) and len(value) <= 20:
         return [_plain(v) for v in value]
+    if isinstance(value, nn.Module):
+        return type(value).__name__
     return str(value) if len(str(value)) <= 200 else f"{type(value).__name__} of {len(value)} items"
 
 
@@ -98,23 +99,23 @@ class Record:
             "notes": [],
         }
 
-    def resume(self, rows: int, segments: Sequence[tuple[int, int]]) -> None:
+    def resume(self, rows: int, task: int, segment: int) -> None:
         """Take back what an interrupted run recorded, as far as its checkpoint goes.
 
         Args:
             rows: rows of the matrix that the checkpoint covers.
-            segments: (task, segment) pairs that it covers.
+            task: position of the task at hand.
+            segment: position of its segment at hand.
         """
         old = self.folder.read_results()
         if old is None:
             return
         names = {t.name: i for i, t in enumerate(self.stream.tasks)}
         self.rows = [[float(v) for v in row] for row in old["matrix"]["values"][:rows]] if old["matrix"] else []
-        covered = set(segments)
         self.data["run"]["created"] = old["run"]["created"]
         self.data["stream"]["evals"] = old["stream"]["evals"]
         self.data["cells"] = [c for c in old["cells"] if c["row"] < rows]
-        self.data["segments"] = [s for s in old["segments"] if (names[s["task"]], s["segment"]) in covered]
+        self.data["segments"] = [s for s in old["segments"] if (names[s["task"]], s["segment"]) < (task, segment)]
         self.data["tasks"] = [t for t in old["tasks"] if names[t["name"]] < rows - 1]
         self.data["notes"] = old["notes"]
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from mmcl import checkpoint
 from mmcl import trainer as lightning
-from mmcl.errors import RunError
+from mmcl.errors import MmclError, RunError
 from mmcl.evaluate import Cell
 from mmcl.metrics.probes import build
 from mmcl.record import peak_memory
@@ -28,6 +28,8 @@ logger = logging.getLogger("mmcl")
 
 class Runner(Training):
     """A session that walks through the whole stream."""
+
+    _begun = False
 
     # -- fit ---------------------------------------------------------------------------------------------------------
 
@@ -55,7 +57,9 @@ class Runner(Training):
                 return finished
             try:
                 return lightning.launch(self.trainer, self._fit)
-            except RunError as error:
+            except MmclError as error:
+                if not self._begun and not isinstance(error, RunError):
+                    raise
                 last = self.folder.checkpoints / "last.ckpt"
                 good = f"last good checkpoint: {last}" if last.exists() else "no checkpoint was written yet"
                 raise RunError(f"{error}; {good}") from error
@@ -63,10 +67,16 @@ class Runner(Training):
     def _fit(self) -> dict[str, Any]:
         found = checkpoint.load_newest(self.folder.checkpoints)
         self.set_up()
+        for task in self.stream.tasks:
+            sources = self._sources(task)
+            for source in sources:
+                self.data.count(source)
+            self.data.plan(task, sources)
         if found is None:
             self._begin()
         else:
             self._resume(*found)
+        self._begun = True
         for index in range(max(self.progress.task, 0), len(self.stream.tasks)):
             if index == self.progress.task and self.progress.phase == "evaluated":
                 continue
@@ -81,7 +91,8 @@ class Runner(Training):
                 write_text(self.folder.path / "config.yaml", self.options.config)
         self.metrics = MetricsLog(self.folder.metrics, 0, self.is_main)
         self.reach.take("initial")
-        self._row(0)
+        self._begun = True
+        self._scores(self._row(0))
         self._save("initial")
 
     def _resume(self, path: Path, content: Mapping[str, Any]) -> None:
@@ -89,9 +100,7 @@ class Runner(Training):
         self.load(content, path)
         self.metrics = MetricsLog(self.folder.metrics, progress.metrics_offset, self.is_main)
         rows = progress.task + 2 if progress.phase == "evaluated" else max(progress.task, 0) + 1
-        cuts = [(i, s) for i in range(progress.task) for s in range(10**4)]
-        cuts += [(progress.task, s) for s in range(progress.segment)]
-        self.record.resume(rows, cuts)
+        self.record.resume(rows, progress.task, progress.segment)
         if len(self.record.rows) < rows:
             raise RunError(f"{self.folder.results} lacks rows that {path} covers; choose another --run_dir")
         name = "the start" if progress.task < 0 else f"task '{self.stream.tasks[progress.task].name}'"
@@ -111,6 +120,7 @@ class Runner(Training):
                 segment=0,
                 segment_step=0,
                 task_steps=0,
+                train_seconds=0.0,
                 positions={},
             )
             self._enter(task)
@@ -119,22 +129,20 @@ class Runner(Training):
             if not self.options.carry_optimizer:
                 self.optimizer_state = None
         self.engine.task_step = self.progress.task_step
-        began = time.perf_counter()
         if self.progress.phase == "started":
             self._train(task, carried=fresh)
-            self.progress = replace(self.progress, phase="trained")
+            self.progress = replace(self.progress, phase="trained", train_seconds=self._train_seconds())
             if self.composition.of("on_task_end"):
                 self._save("trained")
-        seconds = time.perf_counter() - began
         if self.progress.phase == "trained":
             self._hook("on_task_end", task)
             self.progress = replace(self.progress, phase="ended")
             self.reach.take(f"task-{index + 1}")
             self._save("ended", keep=f"task-{index + 1}.ckpt")
-        self._finish(index, task, seconds)
+        self._finish(index, task)
 
-    def _finish(self, index: int, task: Task, seconds: float) -> None:
-        began = time.perf_counter()
+    def _finish(self, index: int, task: Task) -> None:
+        began, seconds = time.perf_counter(), self.progress.train_seconds
         cells = self._row(index + 1)
         plan = self.record.data["stream"]["tasks"][index]
         steps = self.engine.task_step

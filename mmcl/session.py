@@ -180,7 +180,7 @@ class Session:
         """`on_task_start` and `on_task_end`: on the device, in the training precision, with gradients on."""
         for strategy in self.composition.of(name):
             seeds.reseed(self.options.seed, name, self.engine.task_index, strategy.name)
-            with lightning.precision(self.trainer):
+            with lightning.precision(self.trainer), self.engine.evaluation_mode():
                 getattr(strategy, name)(task, self._data_pass(task))
             self._stop_if_asked()
 
@@ -217,6 +217,8 @@ class Session:
             self._enter(task)
         checkpoint.load_state(self.module.network, content["network"], "weight", path)
         device = lightning.device(self.trainer)
+        for name in content["strategies"].keys() - self.engine.strategies.keys():
+            raise ConfigError(f"{path} was trained with strategy '{name}', which this configuration lacks")
         for strategy in self.composition.strategies:
             if strategy.name not in content["strategies"]:
                 known = ", ".join(content["strategies"]) or "none"
@@ -226,6 +228,7 @@ class Session:
             strategy.import_state(move(saved["state"], device))
         self.optimizer_state, self.scaler_state = content["optimizer"], content["scaler"]
         self.engine.last_loss = content["last_loss"]
+        self.engine.figures = dict(content["figures"])
         self.engine.step, self.engine.task_step = self.progress.step, self.progress.task_step
 
     def load_network(self, where: str) -> None:

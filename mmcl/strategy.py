@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from mmcl.errors import ConfigError
-from mmcl.outputs import Batch, Forward, Objective, Outputs, Site, Weights
+from mmcl.outputs import Batch, Forward, Objective, Outputs, Recorded, Site, Weights
 
 if TYPE_CHECKING:
     from mmcl.stream import Source, Stream, Task
@@ -137,10 +137,10 @@ class Reach(Protocol):
     def captions(self, source: Source) -> list[str]: ...
     def samples(self, source: Source) -> Iterator[Batch]: ...
     def reduce(self, tensor: Tensor) -> Tensor: ...
-    def generator(self, task: Task) -> torch.Generator: ...
+    def generator(self, task: Task, name: str) -> torch.Generator: ...
 
 
-class Strategy(nn.Module):
+class Strategy(Recorded, nn.Module):
     """Base class of every continual-learning method.
 
     What trains is an `nn.Parameter`; all other state is declared by `add_state`. Two strategies that claim one resource
@@ -152,7 +152,7 @@ class Strategy(nn.Module):
     needs: frozenset[str] = frozenset()
     """Output names and site kinds that the module must provide."""
     snapshots: frozenset[str] = frozenset()
-    """Named weights that it reads: ``initial``, ``start``, ``task-K``, ``pre_anneal``."""
+    """Named weights that it reads: ``initial``, ``start``, ``task-K``."""
     gradients: ClassVar[Phase | None] = None
     """The phase of its `on_gradients`."""
     writes: ClassVar[frozenset[str]] = frozenset()
@@ -162,7 +162,7 @@ class Strategy(nn.Module):
     adapts_at_test: ClassVar[bool] = False
     """Whether it adapts while it is tested."""
     unsupported: frozenset[str] = frozenset()
-    """What it cannot do: ``fsdp``, ``compile``, ``accumulation``."""
+    """What it cannot do: ``fsdp``, ``accumulation``."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -265,7 +265,7 @@ class Strategy(nn.Module):
 
     def generator(self, task: Task) -> torch.Generator:
         """Random numbers that are a function of (seed, task, this strategy's name)."""
-        return self.reach.generator(task)
+        return self.reach.generator(task, self.name)
 
     # -- the hooks, in the order in which they fire ---------------------------------------------------------------
 
@@ -308,7 +308,7 @@ class Strategy(nn.Module):
         return nullcontext()
 
     def on_scores(self, scores: Mapping[str, float], context: StepContext | None) -> None:
-        """After an evaluation: mixture weights, budgets, guards. `context` is None between tasks."""
+        """After an evaluation, also the one before the first task: mixture weights, guards. `context` is None."""
 
 
 def _cast(value: Any, dtype: torch.dtype | None) -> Any:

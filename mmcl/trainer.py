@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 import lightning.pytorch as pl
 import torch
+from lightning.pytorch.callbacks import EarlyStopping, Timer
 from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy, ModelParallelStrategy
 from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher
 
@@ -53,6 +54,8 @@ def prepare(trainer: pl.Trainer, has_buffers: bool) -> None:
     """
     if isinstance(trainer.strategy.launcher, _MultiProcessingLauncher):
         raise ConfigError("trainer.strategy: spawn and fork cannot run a stream; use ddp")
+    if any(isinstance(c, (EarlyStopping, Timer)) for c in trainer.callbacks):  # type: ignore[attr-defined]
+        raise ConfigError("trainer: max_time and EarlyStopping would end a task early; leave them out")
     if trainer.max_epochs not in (None, -1) or trainer.max_steps != -1:
         raise ConfigError("trainer: max_epochs and max_steps belong to the tasks' budgets; leave them out")
     trainer._accelerator_connector.use_distributed_sampler = False

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -42,6 +43,7 @@ class Training(Session):
 
     def _train(self, task: Task, carried: bool) -> None:
         self._restore_exact = not carried
+        self._began, self._seconds_before = time.perf_counter(), self.progress.train_seconds
         if carried:
             self.progress = replace(self.progress, task_steps=self.data.plan(task, self._sources(task)).steps)
         total = self.engine.task_steps = self.progress.task_steps
@@ -57,7 +59,11 @@ class Training(Session):
             self._train_segment(task, sources, steps)
             if start + steps == total:
                 return
+            self._save("started")
             self._cut(task, sources, steps)
+
+    def _train_seconds(self) -> float:
+        return self._seconds_before + time.perf_counter() - self._began
 
     def _sources(self, task: Task) -> list[Source]:
         return [s for strategy in self.composition.of("sources") for s in strategy.sources(task)]
@@ -91,10 +97,13 @@ class Training(Session):
             self.engine.to(lightning.device(self.trainer))  # Lightning leaves it on the CPU
         self._keep_optimizer()
         self.engine.settle()
-        self._sync_buffers()
+        self.engine.sync_buffers()
         if self.trainer.should_stop:
+            signum = distributed.agree(self.flag.signum)
             self._save("started")
-            raise Interrupted(distributed.agree(self.flag.signum))
+            if not signum:
+                raise RunError("a callback stopped the Trainer before the task's budget; leave it out")
+            raise Interrupted(signum)
         self.progress = replace(
             self.progress, step=self.engine.step, task_step=self.engine.task_step, segment_step=self.engine.segment_step
         )
@@ -126,6 +135,7 @@ class Training(Session):
             self.metrics.write(
                 "step", task=engine.task.name, step=engine.step, task_step=engine.task_step, lr=engine.lr, **figures
             )
+            engine.figures.clear()
         save = self.options.save_every
         if save and engine.task_step % save == 0 and engine.task_step < engine.task_steps:
             self._keep_optimizer()
@@ -149,12 +159,6 @@ class Training(Session):
         if self.scaler_state:
             self.trainer.precision_plugin.load_state_dict(self.scaler_state)
 
-    def _sync_buffers(self) -> None:
-        """Running statistics differ between ranks; rank 0's are the run's."""
-        if distributed.world_size() > 1:
-            for buffer in self.module.network.buffers():
-                torch.distributed.broadcast(buffer, src=0)
-
     def _scores(self, cells: Sequence[Cell]) -> None:
         scores = {c.evalset: c.result.value for c in cells}
         for strategy in self.composition.of("on_scores"):
@@ -167,6 +171,8 @@ class Training(Session):
     # -- saving ------------------------------------------------------------------------------------------------------
 
     def _save(self, phase: checkpoint.RunPhase, keep: str | None = None) -> None:
+        if phase == "started":
+            self.progress = replace(self.progress, train_seconds=self._train_seconds())
         self.progress = replace(self.progress, phase=phase, metrics_offset=self.metrics.offset())
         within = phase in ("started", "trained") or self.options.carry_optimizer
         if self.is_main:
@@ -182,6 +188,7 @@ class Training(Session):
                 "optimizer": self.optimizer_state if within else None,
                 "scaler": self.scaler_state,
                 "last_loss": self.engine.last_loss,
+                "figures": {name: float(value) for name, value in self.engine.figures.items()},
             }
             last = self.folder.checkpoints / "last.ckpt"
             checkpoint.save(last, content, keep_previous=True)

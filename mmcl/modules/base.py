@@ -11,14 +11,14 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from mmcl.errors import ConfigError, near
-from mmcl.outputs import Batch, Objective, Outputs, Site
+from mmcl.outputs import Batch, Objective, Outputs, Recorded, Site
 from mmcl.schedule import Schedule, WarmupCosine
 from mmcl.stream import Stream, Task
 
 OptimizerBuilder = Callable[[Iterable[Any]], Optimizer]
 
 
-class Module(pl.LightningModule):
+class Module(Recorded, pl.LightningModule):
     """A LightningModule around one family of backbones.
 
     In a stream the runner trains it; alone it works in a plain `Trainer.fit` with batches of the same keys.
