@@ -39,7 +39,7 @@ lint: $(STAMP) ## ruff and mypy
 	"$(BIN)/mypy"
 
 docs: $(STAMP) ## build the pages into site/
-	NO_MKDOCS_2_WARNING=1 "$(BIN)/mkdocs" build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 "$(BIN)/mkdocs" build --strict
 
 bench: $(STAMP) ## measure the cost of a training step
 	OMP_NUM_THREADS=1 "$(BIN)/python" -m mmcl.benchmarks.throughput

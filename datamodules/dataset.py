@@ -111,23 +111,19 @@ class BatchDataset(Dataset[dict[str, Any]]):
     def _batch(self, draws: Sequence[Draw], labelled: bool, bad: list[list[str]]) -> dict[str, Any]:
         samples, valid = [], []
         for draw in draws:
-            sample, replaced = self._sample(draw, bad)
-            if labelled:
-                sample.setdefault("labels", NO_LABEL)
-            else:
-                sample.pop("labels", None)
+            sample, replaced = self._sample(draw, labelled, bad)
             samples.append(sample)
             valid.append(draw.valid and not (replaced and self._purpose == "pass"))
         return {**collate(samples), "valid": torch.tensor(valid)}
 
-    def _sample(self, draw: Draw, bad: list[list[str]]) -> tuple[dict[str, Any], bool]:
+    def _sample(self, draw: Draw, labelled: bool, bad: list[list[str]]) -> tuple[dict[str, Any], bool]:
         """The sample of a draw, or the first good one after it, and whether it was replaced."""
         pool = self._pools[draw.pool]
         failed: list[str] = []
         for step in range(min(_MAX_TRIES, len(pool))):
             index = (draw.sample + step) % len(pool)
             try:
-                sample = self._load(pool, draw.epoch, index)
+                sample = self._load(pool, draw.epoch, index, labelled)
             except BadSample as error:
                 if self._purpose == "eval":
                     raise RunError(f"{error}; an evaluation cannot leave samples out: mend it") from error
@@ -140,10 +136,14 @@ class BatchDataset(Dataset[dict[str, Any]]):
             f"source '{pool.name}': {min(_MAX_TRIES, len(pool))} samples in a row cannot be decoded: {failed[-1]}"
         )
 
-    def _load(self, pool: Pool, epoch: int, index: int) -> dict[str, Any]:
+    def _load(self, pool: Pool, epoch: int, index: int, labelled: bool) -> dict[str, Any]:
         reader, place = pool.locate(index)
         seed = mix(pool.seed, epoch, index)
         sample = reader.read(place)
+        if labelled:  # of the shards; labels that a transform makes are its own
+            sample.setdefault("labels", NO_LABEL)
+        else:
+            sample.pop("labels", None)
         if self._purpose != "eval" and isinstance(sample.get("text"), list):
             sample["text"] = sample["text"][mix(seed, 1) % len(sample["text"])]
         known = {"__key__": sample["__key__"], "__index__": index, "domain": self._domain}

@@ -73,9 +73,19 @@ class StreamDataModule(LightningDataModule):
         self.bad = BadSamples(max_bad)
         self._cut, self._seed = Cut(), 0
         self._transform: Transform | None = None
+        self._sample_tokens: int | None = None
         self._readers: OrderedDict[int, tuple[Source, SourceReader]] = OrderedDict()
 
-    def bind(self, transform: Transform, *, seed: int, rank: int = 0, world_size: int = 1, accumulate: int = 1) -> None:
+    def bind(
+        self,
+        transform: Transform,
+        *,
+        seed: int,
+        rank: int = 0,
+        world_size: int = 1,
+        accumulate: int = 1,
+        sample_tokens: int | None = None,
+    ) -> None:
         """Say what the batches are for. Comes before `check` and the loaders; again whenever one of these changes.
 
         Args:
@@ -85,8 +95,9 @@ class StreamDataModule(LightningDataModule):
             rank: this process.
             world_size: number of processes.
             accumulate: batches of one optimizer step.
+            sample_tokens: tokens of one sample, for budgets in tokens.
         """
-        self._transform, self._seed = transform, seed
+        self._transform, self._seed, self._sample_tokens = transform, seed, sample_tokens
         self._cut = Cut(rank, world_size, accumulate)
 
     # -- before training ----------------------------------------------------------------------------------------------
@@ -126,19 +137,18 @@ class StreamDataModule(LightningDataModule):
         """All captions of a source, in the order of its samples."""
         return self._open(source).texts()
 
-    def plan(self, task: Task, extra: Sequence[Source] = (), *, sample_tokens: int | None = None) -> BatchPlan:
+    def plan(self, task: Task, extra: Sequence[Source] = ()) -> BatchPlan:
         """What one step of a task sees and how many steps there are.
 
         Args:
             task: the task.
             extra: mixed and side sources of strategies.
-            sample_tokens: tokens of one sample, for budgets in tokens.
 
         Raises:
             ConfigError: see `mmcl.datamodules.plan.make_plan`; also a side batch that does not divide.
         """
         own = sum(self.count(source) for source in task.train)
-        plan = make_plan(task, extra, own, self.batch_size, sample_tokens)
+        plan = make_plan(task, extra, own, self.batch_size, self._sample_tokens)
         for name, size in plan.side.items():
             self._check_divides(size, f"task '{task.name}': the batch of side source '{name}'")
         return plan

@@ -112,6 +112,7 @@ class Session:
             rank=self.trainer.global_rank,
             world_size=self.trainer.world_size,
             accumulate=self.trainer.accumulate_grad_batches,
+            sample_tokens=self.module.sample_tokens,
         )
         self.data.check()
         for task in self.stream.tasks:

@@ -15,9 +15,12 @@ from mmcl.errors import ConfigError
 from mmcl.outputs import Batch, Objective, Outputs
 from mmcl.stream import Task
 
+NO_LABEL = -100
+"""Label of rows without one: the data layer's convention, and what torch's cross-entropy leaves out."""
+
 
 class Contrastive(Objective):
-    """Image-caption pairs against all other pairs of the batch, over all processes; open_clip's own losses.
+    """Image-caption pairs against all other pairs of the batch, over all processes, as in open_clip's losses.
 
     Several captions of an image (``text_rows``) count by their first one. Rows that are not `valid` are left out.
 
@@ -94,6 +97,9 @@ class ClassTextCrossEntropy(Objective):
         if self._tokens is None:
             raise ConfigError("ClassTextCrossEntropy has no classes yet; call `objective.start(module, task)` first")
         labels: Tensor = batch["labels"]
+        if (unlabelled := labels == NO_LABEL).any():  # rows of mixed sources without labels take no part
+            batch = {**batch, "valid": batch.get("valid", torch.ones_like(unlabelled)) & ~unlabelled}
+            labels = labels[~unlabelled]
         if labels.device.type == "cpu" or not self._checked:  # on a GPU the look costs a wait: once a task
             self._checked = True
             self._check_labels(labels)
@@ -112,7 +118,7 @@ class ClassTextCrossEntropy(Objective):
         logits, targets = outputs.logits, outputs.targets
         if "valid" not in batch:
             return {"cross_entropy_loss": F.cross_entropy(logits, targets, label_smoothing=self.label_smoothing)}
-        targets = targets.masked_fill(~batch["valid"], -100)
+        targets = targets.masked_fill(~batch["valid"], NO_LABEL)
         loss = F.cross_entropy(logits, targets, label_smoothing=self.label_smoothing, reduction="sum")
         return {"cross_entropy_loss": loss * _share(batch["valid"])}
 
