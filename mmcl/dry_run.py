@@ -6,6 +6,7 @@ import tempfile
 from dataclasses import replace
 from pathlib import Path
 
+from mmcl.errors import ConfigError
 from mmcl.runner import Runner, RunOptions
 from mmcl.stream import Budget, Stream
 
@@ -21,6 +22,8 @@ def dry_run(runner: Runner) -> str:
     Returns:
         Lines for the terminal. Nothing is written to the run folder.
     """
+    if runner.trainer.world_size > 1:
+        raise ConfigError("--dry_run runs in one process; add --trainer.devices 1")
     runner.check()
     stream, data = runner.stream, runner.data
     lines = [f"stream {stream.name}: {len(stream.tasks)} tasks, {len(stream.evals)} evaluation sets"]
