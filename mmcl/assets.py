@@ -171,6 +171,10 @@ def _make(asset: Asset, place: Path, say: Callable[[str], None]) -> None:
         say(f"making {asset.name}")
         asset.build(unpacked, content)
         (content / RECORD).write_text(json.dumps(asset.record(), indent=2) + "\n", encoding="utf-8")
+        mode = (content / RECORD).stat().st_mode
+        for file in content.rglob("*"):
+            if file.is_file():
+                file.chmod(mode)  # some libraries write for the user alone; a cache may be shared
         place.parent.mkdir(parents=True, exist_ok=True)
         shutil.rmtree(place, ignore_errors=True)  # of an earlier recipe
         content.rename(place)

@@ -16,6 +16,7 @@ from typing import Any
 import open_clip
 from torch import nn
 
+from mmcl import assets
 from mmcl.errors import ConfigError, near
 from mmcl.modules.clip_weights import load_weights, read_weights
 
@@ -27,6 +28,7 @@ WEIGHTS = (
     "model.safetensors",
     "pytorch_model.bin",
 )
+LOCAL = ("local-dir:", "asset:", "package:")
 CLIP_VOCABULARY = 49408
 FAULTS = (OSError, RuntimeError, ValueError, TypeError, KeyError, AssertionError, ImportError)
 
@@ -61,7 +63,7 @@ class CLIPSource:
         with _quiet(), tempfile.TemporaryDirectory() as folder:
             name = self.model
             if self.config is not None:
-                (Path(folder) / CONFIG).write_text(json.dumps(self.config), encoding="utf-8")
+                (Path(folder) / CONFIG).write_text(json.dumps(self._resolved()), encoding="utf-8")
                 name = f"local-dir:{folder}"
             try:
                 network: nn.Module = open_clip.create_model(
@@ -70,6 +72,16 @@ class CLIPSource:
             except FAULTS as error:
                 raise ConfigError(f"model '{self.model}': open_clip cannot build it: {_line(error)}") from error
         return network.float()
+
+    def _resolved(self) -> dict[str, Any]:
+        """The configuration with a text tower that lies beside it (``hf_model_name``) under its full path."""
+        assert self.config is not None and self.folder is not None
+        config: dict[str, Any] = json.loads(json.dumps(self.config))
+        text = config["model_cfg"]["text_cfg"]
+        name = text.get("hf_model_name")
+        if name and (self.folder / name / "config.json").is_file():
+            text["hf_model_name"] = str(self.folder / name)
+        return config
 
     def create(
         self, pretrained: str | None = None, checkpoint: str | None = None, random_init: bool = False
@@ -116,7 +128,7 @@ class CLIPSource:
                 raise ConfigError(
                     f"model '{self.model}' has no pretrained tag '{pretrained}'; {hint} (a file: `checkpoint`)"
                 )
-        if self.model.startswith(("local-dir:", "package:")) and not (checkpoint or random_init or self.weights):
+        if self.model.startswith(LOCAL) and not (checkpoint or random_init or self.weights):
             raise ConfigError(
                 f"model '{self.model}': no weights in {self.folder} (looked for {', '.join(WEIGHTS)}); "
                 "give `checkpoint` or `random_init: true`"
@@ -177,8 +189,8 @@ def find(model: str) -> CLIPSource:
 
     Args:
         model: an open_clip architecture (``ViT-B-32``), a JSON file with its configuration, ``local-dir:PATH``
-            (relative to the working directory), ``package:some.package/FOLDER`` (data of an installed package) or
-            ``hf-hub:ORGANISATION/NAME``.
+            (relative to the working directory), ``asset:NAME`` (fetched by `mmcl data get`),
+            ``package:some.package/FOLDER`` (data of an installed package) or ``hf-hub:ORGANISATION/NAME``.
 
     Raises:
         ConfigError: nothing of that name.
@@ -187,6 +199,8 @@ def find(model: str) -> CLIPSource:
         return CLIPSource(model)
     if model.startswith("local-dir:"):
         return _folder(model, Path(model.removeprefix("local-dir:")).expanduser().resolve())
+    if model.startswith("asset:"):
+        return _folder(model, assets.folder(model.removeprefix("asset:")))
     if model.startswith("package:"):
         return _folder(model, _package_folder(model))
     if model.endswith(".json"):
