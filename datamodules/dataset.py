@@ -11,14 +11,17 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from mmcl.datamodules.collate import collate
 from mmcl.datamodules.order import mix
 from mmcl.datamodules.reader import NO_LABEL, BadSample, SourceReader
 from mmcl.datamodules.sampler import Draw
-from mmcl.errors import MmclError, RunError
+from mmcl.errors import MmclError, RunError, SampleError
+from mmcl.outputs import SKIP
 
 Transform = Callable[[dict[str, Any], bool], dict[str, Any]]
 """The module's: (sample, whether to augment) -> sample with tensors."""
+
+Collate = Callable[[Sequence[dict[str, Any]]], dict[str, Any]]
+"""The module's: rows -> batch."""
 
 Purpose = Literal["train", "pass", "eval"]
 
@@ -74,6 +77,7 @@ class BatchDataset(Dataset[dict[str, Any]]):
         pools: what draws refer to.
         sides: pools that arrive as a batch of their own, number -> name.
         transform: the module's.
+        collate: the module's.
         domain: the task's position in the stream; -1 outside of tasks.
         purpose: ``train`` replaces a bad sample by the next one; ``pass`` does too and marks it as not valid; ``eval``
             stops at it. ``eval`` keeps all captions of a sample; the others choose one.
@@ -85,11 +89,13 @@ class BatchDataset(Dataset[dict[str, Any]]):
         pools: Sequence[Pool],
         sides: Mapping[int, str],
         transform: Transform,
+        collate: Collate,
         domain: int,
         purpose: Purpose,
         augment: bool,
     ) -> None:
-        self._pools, self._sides, self._transform = list(pools), dict(sides), transform
+        self._pools, self._sides = list(pools), dict(sides)
+        self._transform, self._collate = transform, collate
         self._domain, self._purpose, self._augment = domain, purpose, augment
         mixed = [pool for i, pool in enumerate(self._pools) if i not in self._sides]
         self._labelled = any(pool.has_labels for pool in mixed)
@@ -114,7 +120,7 @@ class BatchDataset(Dataset[dict[str, Any]]):
             sample, replaced = self._sample(draw, labelled, bad)
             samples.append(sample)
             valid.append(draw.valid and not (replaced and self._purpose == "pass"))
-        return {**collate(samples), "valid": torch.tensor(valid)}
+        return {**self._collate(samples), "valid": torch.tensor(valid)}
 
     def _sample(self, draw: Draw, labelled: bool, bad: list[list[str]]) -> tuple[dict[str, Any], bool]:
         """The sample of a draw, or the first good one after it, and whether it was replaced."""
@@ -148,7 +154,13 @@ class BatchDataset(Dataset[dict[str, Any]]):
             sample["text"] = sample["text"][mix(seed, 1) % len(sample["text"])]
         known = {"__key__": sample["__key__"], "__index__": index, "domain": self._domain}
         _seed_all(seed)
-        row = self._transform({**sample, **known}, self._augment and reader.source.augment)
+        try:
+            row = self._transform({**sample, **known}, self._augment and reader.source.augment)
+        except SampleError as error:
+            raise BadSample(f"{reader.where(place)}: {error}") from error
+        skip = row.pop(SKIP, None)
+        if skip is not None and self._purpose != "eval":
+            raise BadSample(f"{reader.where(place)}: {skip}")
         return {**row, **known}
 
 

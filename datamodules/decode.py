@@ -10,7 +10,12 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from mmcl.outputs import Audio
+
 IMAGES = ("jpg", "jpeg", "png", "webp")
+AUDIO = ("wav", "flac", "ogg", "mp3")
+RATES = (1_000, 384_000)
+"""Samples a second that a recording can have; a header that says otherwise is damaged."""
 _FORMATS = ("JPEG", "PNG", "WEBP")
 
 
@@ -27,7 +32,8 @@ def decode(extension: str, data: bytes) -> Any:
         data: the member's bytes.
 
     Returns:
-        An RGB `PIL.Image.Image`, a string, an integer (``cls``), an array (``npy``) or what the JSON holds.
+        An RGB `PIL.Image.Image`, a `mmcl.outputs.Audio`, a string, an integer (``cls``), an array (``npy``) or what the
+        JSON holds.
 
     Raises:
         ValueError: the extension is not in the list, or the bytes are not what the extension says. Pillow's own
@@ -59,6 +65,24 @@ def _image(data: bytes) -> Image.Image:
         return image if image.mode == "RGB" else image.convert("RGB")
 
 
+def _audio(data: bytes) -> Audio:
+    import soundfile
+
+    try:
+        samples, rate = soundfile.read(io.BytesIO(data), dtype="float32", always_2d=True)
+    except soundfile.LibsndfileError as error:
+        raise ValueError(f"not a recording that can be read: {error.error_string}") from error
+    if not RATES[0] <= rate <= RATES[1]:
+        raise ValueError(f"the header says {rate} samples a second, which no recording has")
+    if not len(samples):
+        raise ValueError("the recording has no samples")
+    if not np.isfinite(samples).all():
+        raise ValueError("the recording has samples that are not finite numbers")
+    if not samples.any():
+        raise ValueError("the recording is silent: all its samples are 0")
+    return Audio(samples.mean(axis=1), int(rate))
+
+
 def _text(data: bytes) -> str:
     return data.decode("utf-8-sig", errors="strict").strip()
 
@@ -80,6 +104,7 @@ def _array(data: bytes) -> np.ndarray[Any, Any]:
 
 DECODERS: dict[str, Callable[[bytes], Any]] = {
     **dict.fromkeys(IMAGES, _image),
+    **dict.fromkeys(AUDIO, _audio),
     "txt": _text,
     "json": _json,
     "cls": _label,

@@ -9,7 +9,8 @@ from typing import Any
 
 from lightning.pytorch import LightningDataModule
 
-from mmcl.datamodules.dataset import BAD, BatchDataset, Pool, Purpose, Transform
+from mmcl.collate import collate as stack
+from mmcl.datamodules.dataset import BAD, BatchDataset, Collate, Pool, Purpose, Transform
 from mmcl.datamodules.loader import BadSamples, StreamLoader
 from mmcl.datamodules.order import Order, derive
 from mmcl.datamodules.plan import OWN, BatchPlan, make_plan
@@ -73,6 +74,7 @@ class StreamDataModule(LightningDataModule):
         self.bad = BadSamples(max_bad)
         self._cut, self._seed = Cut(), 0
         self._transform: Transform | None = None
+        self._collate: Collate = stack
         self._sample_tokens: int | None = None
         self._readers: OrderedDict[int, tuple[Source, SourceReader]] = OrderedDict()
 
@@ -85,6 +87,7 @@ class StreamDataModule(LightningDataModule):
         world_size: int = 1,
         accumulate: int = 1,
         sample_tokens: int | None = None,
+        collate: Collate = stack,
     ) -> None:
         """Say what the batches are for. Comes before `check` and the loaders; again whenever one of these changes.
 
@@ -96,8 +99,10 @@ class StreamDataModule(LightningDataModule):
             world_size: number of processes.
             accumulate: batches of one optimizer step.
             sample_tokens: tokens of one sample, for budgets in tokens.
+            collate: the module's: rows -> batch. It runs in the workers.
         """
         self._transform, self._seed, self._sample_tokens = transform, seed, sample_tokens
+        self._collate = collate
         self._cut = Cut(rank, world_size, accumulate)
 
     # -- before training ----------------------------------------------------------------------------------------------
@@ -117,7 +122,10 @@ class StreamDataModule(LightningDataModule):
                     reader.check_captions()
                 if task.class_names is not None:
                     reader.check_labels(task.class_names, f"task '{task.name}'")
-            self.plan(task)
+            for source in task.mix:
+                with _at(f"task '{task.name}'"):
+                    self._open(source).check_captions()
+            self.plan(task, task.mix)
         for evalset in self.stream.evals:
             with _at(f"evaluation set '{evalset.name}'"):
                 reader = self._open(evalset.source)
@@ -262,7 +270,7 @@ class StreamDataModule(LightningDataModule):
     ) -> StreamLoader:
         if self._transform is None:
             raise RuntimeError("StreamDataModule.bind comes before its loaders")
-        dataset = BatchDataset(pools, sides, self._transform, domain, purpose, augment)
+        dataset = BatchDataset(pools, sides, self._transform, self._collate, domain, purpose, augment)
         return StreamLoader(dataset, batches, self.note_bad, self.bad, draws, self.workers, self.pin_memory)
 
     def _pool(self, name: str, sources: Sequence[Source], task: Task) -> Pool:

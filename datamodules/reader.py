@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from mmcl.datamodules.decode import DECODERS, IMAGES, captions, decode, kind
+from mmcl.datamodules.decode import AUDIO, DECODERS, IMAGES, captions, decode, kind
 from mmcl.datamodules.files import read_bytes
 from mmcl.datamodules.index import Member, load_index
 from mmcl.datamodules.scan import NO_CAPTION, UNREADABLE
@@ -18,7 +18,12 @@ from mmcl.datamodules.shards import expand_shards
 from mmcl.errors import ConfigError
 from mmcl.stream import Source
 
-STANDARD_FIELDS: Mapping[str, Sequence[str]] = {"image": IMAGES, "text": ("txt", "json"), "labels": ("cls",)}
+STANDARD_FIELDS: Mapping[str, Sequence[str]] = {
+    "image": IMAGES,
+    "audio": AUDIO,
+    "text": ("txt", "json"),
+    "labels": ("cls",),
+}
 NO_LABEL = -100
 """Label of a sample without one: the index that torch's losses ignore."""
 

@@ -29,7 +29,7 @@ def dry_run(runner: Runner) -> str:
     lines = [f"stream {stream.name}: {len(stream.tasks)} tasks, {len(stream.evals)} evaluation sets"]
     total = 0
     for i, task in enumerate(stream.tasks, 1):
-        plan = data.plan(task, ())
+        plan = data.plan(task, task.mix)
         own = sum(data.count(s) for s in task.train)
         total += plan.steps
         lines.append(f"  task {i} {task.name}: {own} samples, {task.budget}, {plan.steps} steps of {data.batch_size}")
@@ -48,7 +48,7 @@ def dry_run(runner: Runner) -> str:
 
 
 def _seconds_per_step(runner: Runner) -> float | None:
-    first = next((t for t in runner.stream.tasks if runner.data.plan(t, ()).steps > 0), None)
+    first = next((t for t in runner.stream.tasks if runner.data.plan(t, t.mix).steps > 0), None)
     if first is None:
         return None
     task = replace(first, budget=Budget(steps=STEPS), evaluates=None, segment=None)

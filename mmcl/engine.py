@@ -16,7 +16,7 @@ from torch.optim import Optimizer
 from mmcl import distributed, seeds
 from mmcl.compose import Composition
 from mmcl.errors import RunError
-from mmcl.outputs import Batch, Outputs
+from mmcl.outputs import Batch, Outputs, move
 from mmcl.strategy import ParameterGroup, Stage
 from mmcl.stream import Task
 
@@ -64,6 +64,11 @@ class Context:
     def module_loss(self, outputs: Outputs, batch: Batch) -> Tensor:
         return torch.stack(list(self._engine.module.loss(outputs, batch).values())).sum()
 
+    @torch.no_grad()
+    def generate(self, batch: Batch, **options: Any) -> Outputs:
+        module = self._engine.module
+        return self._engine.composition.forward(lambda inner: module.generate(inner, **options), batch, self)
+
     def gradients(self, batch: Batch) -> dict[str, Tensor]:
         named = {n: p for n, p in self._engine.module.network.named_parameters() if p.requires_grad}
         with torch.enable_grad():
@@ -80,6 +85,22 @@ class Context:
 
     def log(self, name: str, value: float | Tensor) -> None:
         self._engine.figures[name] = value.detach() if isinstance(value, Tensor) else value
+
+
+class Encoder:
+    """`mmcl.metrics.probes.Encode`: the network as probes see it."""
+
+    def __init__(self, engine: Engine, stage: Stage) -> None:
+        self._engine, self._stage = engine, stage
+
+    def __call__(self, batch: Batch) -> Outputs:
+        batch = move(batch, self._engine.place)
+        with torch.no_grad():
+            return Context(self._engine, self._stage, batch).forward(self._engine.convert(batch))
+
+    def generate(self, batch: Batch, **options: Any) -> Outputs:
+        batch = move(batch, self._engine.place)
+        return Context(self._engine, self._stage, batch).generate(self._engine.convert(batch), **options)
 
 
 class Pulse:
@@ -191,7 +212,8 @@ class Engine(pl.LightningModule):
         micro = batch_idx % self.trainer.accumulate_grad_batches
         seeds.reseed(self.seed, "batch", self.task_index, self.task_step, micro, self.global_rank)
         assert self.task is not None
-        factor = self.module.schedule(self.task_step, self.task_steps) * self.task.lr_scale
+        schedule = self.task.schedule or self.module.schedule
+        factor = schedule(self.task_step, self.task_steps) * self.task.lr_scale
         for group in self.trainer.optimizers[0].param_groups:
             group["lr"] = self.module.lr * factor * group.get("lr_scale", 1.0)
         self.lr = self.module.lr * factor
@@ -267,18 +289,19 @@ class Engine(pl.LightningModule):
             for buffer in self.module.network.buffers():
                 dist.broadcast(buffer, src=0)
 
+    @property
+    def place(self) -> torch.device:
+        """Where the network is."""
+        found: torch.device = next(self.module.network.parameters()).device
+        return found
+
     # -- evaluation --------------------------------------------------------------------------------------------------
 
     @contextmanager
-    def evaluating(self, stage: Stage) -> Iterator[Callable[[Batch], Outputs]]:
-        """The forward that probes use, with strategies' wraps, in eval mode and without gradients."""
-
-        def encode(batch: Batch) -> Outputs:
-            with torch.set_grad_enabled(False):
-                return Context(self, stage, batch).forward(self.convert(batch))
-
+    def evaluating(self, stage: Stage) -> Iterator[Encoder]:
+        """What probes ask, with strategies' wraps, in eval mode and without gradients."""
         with self.evaluation_mode():
-            yield encode
+            yield Encoder(self, stage)
 
     @contextmanager
     def evaluation_mode(self) -> Iterator[None]:

@@ -18,6 +18,10 @@ class RunError(MmclError):
     """A fault while running: the run folder can be continued, exit code 1."""
 
 
+class SampleError(RunError):
+    """A sample that a module cannot use. Training counts it, names it and takes the next one; evaluation stops."""
+
+
 def near(name: str, known: Iterable[str]) -> str:
     """A hint for an unknown name: the nearest known ones, or all of them when none is near."""
     known = sorted(known)

@@ -12,7 +12,7 @@ import torch
 from mmcl import distributed
 from mmcl.engine import Engine
 from mmcl.metrics.probes import ProbeResult, build
-from mmcl.outputs import move
+from mmcl.outputs import Outputs, move
 from mmcl.strategy import Stage
 from mmcl.stream import EvalSet
 
@@ -58,10 +58,11 @@ def evaluate(
             probes = [build(e, engine.module) for e in group]
             with torch.no_grad():
                 for probe in probes:
-                    probe.start(lambda batch: encode(move(batch, device)))
+                    probe.start(encode)
+                looks = any(probe.looks for probe in probes)
                 for batch in data.eval_loader(group[0].source, limit=limit):
                     batch = move(batch, device)
-                    outputs = encode(batch)
+                    outputs = encode(batch) if looks else Outputs()
                     for probe in probes:
                         probe.update(batch, outputs)
                 results = [p.compute(distributed.total, distributed.gather) for p in probes]

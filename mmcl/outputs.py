@@ -7,14 +7,32 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
 Batch = dict[str, Any]
 """One batch: fixed keys (``image``, ``text``, ``labels``, ``domain``, ``valid``, ``__key__``, ``__index__``, ...)."""
 
+SKIP = "__skip__"
+"""Key that a module's `transform` sets, to a reason, in a row that can be evaluated but not trained on."""
+
 Weights = dict[str, Tensor]
 """Effective weights of a network under canonical names: what the network computes with, adapters included."""
+
+
+@dataclass(frozen=True)
+class Audio:
+    """A decoded recording.
+
+    Attributes:
+        samples: (N,) float32, the mean of its channels.
+        rate: samples a second, as its header says.
+    """
+
+    samples: npt.NDArray[np.float32]
+    rate: int
 
 
 @dataclass
@@ -25,9 +43,11 @@ class Outputs:
         features: name -> (B, D), not normalised.
         logits: (B, C) or (B, L, C), raw and unmasked.
         targets: aligned with `logits`.
-        valid: aligned with `targets`; False marks padding.
+        valid: aligned with `logits` but for the last dimension; False marks padding.
         tokens: (B, L, D).
+        known: (C,) columns of `logits` that had been trained before the task at hand; None where all had.
         logit_scale: scalar, already exponentiated.
+        texts: what was generated or decoded, one for each row.
         extra: anything else, by name (SigLIP's ``logit_bias``).
     """
 
@@ -36,7 +56,9 @@ class Outputs:
     targets: Tensor | None = None
     valid: Tensor | None = None
     tokens: Tensor | None = None
+    known: Tensor | None = None
     logit_scale: Tensor | None = None
+    texts: list[str] | None = None
     extra: dict[str, Any] = field(default_factory=dict)
 
 
@@ -89,6 +111,21 @@ class Site(Protocol):
 
     def detach(self) -> None:
         """Fold and take the attachment away, for export."""
+
+
+class Packing(Protocol):
+    """How a language module turns documents into blocks of tokens.
+
+    Attributes:
+        block: tokens of a sample.
+        fingerprint: of the tokenizer; what is kept of a source's tokens is kept under it.
+    """
+
+    block: int
+    fingerprint: str
+
+    def encode(self, texts: list[str]) -> list[tuple[list[int], list[int]]]:
+        """For each document its token ids, the end token included, and how many bytes of it each one stands for."""
 
 
 class Recorded:

@@ -11,7 +11,7 @@ from mmcl import checkpoint
 from mmcl import trainer as lightning
 from mmcl.errors import ConfigError
 from mmcl.metrics.probes import build
-from mmcl.outputs import move
+from mmcl.outputs import Outputs, move
 from mmcl.runner import Runner
 
 
@@ -48,12 +48,12 @@ def _predict(runner: Runner, ckpt_path: str) -> list[Path]:
             probe = build(evalset, runner.module)
             if not hasattr(probe, "predict"):
                 continue
-            probe.start(lambda batch: encode(move(batch, device)))
+            probe.start(encode)
             out = runner.folder.path / f"predictions-{evalset.name}.jsonl"
             with out.open("w", encoding="utf-8") as file:
                 for batch in runner.data.eval_loader(evalset.source):
                     batch = move(batch, device)
-                    rows = probe.predict(batch, encode(batch))
+                    rows = probe.predict(batch, encode(batch) if probe.looks else Outputs())
                     for key, valid, row in zip(batch["__key__"], batch["valid"].tolist(), rows, strict=True):
                         if valid:
                             file.write(json.dumps({"key": key, **row}, ensure_ascii=False) + "\n")

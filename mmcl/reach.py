@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from mmcl.outputs import Batch, Weights, move
 from mmcl.stream import Source, Stream, Task
 
 STABLE = ("initial", "start")
+TEXTS_AT_ONCE = 256
 
 
 class RunReach:
@@ -45,6 +46,7 @@ class RunReach:
         self._declared = declared
         self._snapshots: dict[str, Weights] = {}
         self._teachers: dict[str, nn.Module] = {}
+        self._answers: dict[tuple[str, int, str], tuple[Any, Tensor]] = {}
 
     @property
     def device(self) -> torch.device:
@@ -60,6 +62,9 @@ class RunReach:
 
     def swap(self, values: Mapping[str, Tensor]) -> AbstractContextManager[None]:
         return weights.swapped(self.module.network, values)
+
+    def grown(self, values: Mapping[str, Tensor]) -> Weights:
+        return weights.grown(self.weights(copy=True, dtype=None), values)
 
     def reduce(self, tensor: Tensor) -> Tensor:
         return distributed.mean(tensor)
@@ -87,6 +92,7 @@ class RunReach:
         distributed.barrier()
         self._snapshots.pop(name, None)
         self._teachers.pop(name, None)
+        self._answers = {key: answer for key, answer in self._answers.items() if key[0] != name}
 
     def snapshot(self, name: str) -> Weights:
         self._require(name)
@@ -100,11 +106,46 @@ class RunReach:
         if name not in self._teachers:
             with torch.random.fork_rng(devices=[]):
                 network: nn.Module = self.module.build_network()
-            weights.write(network, checkpoint.load_weights(self._folder / f"{name}.safetensors"))
+            values = checkpoint.load_weights(self._folder / f"{name}.safetensors")
+            weights.resize(network, values)
+            weights.write(network, values)
             live = next(self.module.network.parameters())
             network.requires_grad_(False).eval().to(live.device, live.dtype)
             self._teachers[name] = network
         return self._teachers[name]
+
+    def teacher_texts(self, name: str, texts: Sequence[str]) -> Tensor:
+        """(N, D) features that a teacher gives the distinct ones of `texts`, computed once."""
+        return self._once((name, id(texts), "text"), texts, lambda teacher: self._encode(teacher, texts))
+
+    def teacher_table(self, name: str, source: Source, feature: str) -> Tensor:
+        """(N, D) features that a teacher gives a source's samples, by their ``__index__``, computed once.
+
+        The pass has a fixed order and fixed batches, so that a resumed run finds the same numbers.
+        """
+        return self._once((name, id(source), feature), source, lambda teacher: self._table(teacher, source, feature))
+
+    def _once(self, key: tuple[str, int, str], of: Any, make: Callable[[nn.Module], Tensor]) -> Tensor:
+        if key not in self._answers:
+            with torch.inference_mode(False), torch.no_grad():
+                self._answers[key] = (of, make(self.teacher(key[0])))  # what lives keeps its id to itself
+        return self._answers[key][1]
+
+    def _encode(self, teacher: nn.Module, texts: Sequence[str]) -> Tensor:
+        chunks = self.module.tokenize(list(dict.fromkeys(texts))).to(self.device).split(TEXTS_AT_ONCE)
+        return torch.cat([self.module.compute(teacher, {"text": chunk}).features["text"] for chunk in chunks])
+
+    def _table(self, teacher: nn.Module, source: Source, feature: str) -> Tensor:
+        rows: list[Tensor] = []
+        places: list[Tensor] = []
+        for batch in self.samples(source):
+            found = self.module.compute(teacher, {k: v for k, v in batch.items() if k != "text"}).features[feature]
+            rows.append(found[batch["valid"]])
+            places.append(batch["__index__"][batch["valid"]])
+        answers, index = distributed.gather(torch.cat(rows)), distributed.gather(torch.cat(places))
+        table = answers.new_zeros((len(index), answers.shape[1]))
+        table[index] = answers
+        return table
 
     def _require(self, name: str) -> None:
         if name not in self._declared:

@@ -113,10 +113,11 @@ class Session:
             world_size=self.trainer.world_size,
             accumulate=self.trainer.accumulate_grad_batches,
             sample_tokens=self.module.sample_tokens,
+            collate=self.module.collate,
         )
         self.data.check()
         for task in self.stream.tasks:
-            self.data.plan(task, ())
+            self.data.plan(task, task.mix)
 
     @property
     def is_main(self) -> bool:
@@ -156,7 +157,7 @@ class Session:
         return {"run": run, "strategies": [describe(s) for s in self.given]}
 
     def _plan_entry(self, task: Task) -> dict[str, Any]:
-        plan = self.data.plan(task, ())
+        plan = self.data.plan(task, task.mix)
         return {
             "name": task.name,
             "evaluates": task.evaluates,

@@ -19,13 +19,15 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from mmcl.errors import ConfigError
-from mmcl.outputs import Batch, Forward, Objective, Outputs, Recorded, Site, Weights
+from mmcl.outputs import Batch, Forward, Objective, Outputs, Packing, Recorded, Site, Weights
+from mmcl.schedule import Schedule
 
 if TYPE_CHECKING:
     from mmcl.stream import Source, Stream, Task
 
 Claim = Literal["eval_weights", "start_weights", "optimizer", "prefix", "prompts", "adapters", "classifier"]
 Phase = Literal["observe", "add", "project", "mask"]
+Distillable = Literal["similarities", "logits", "tokens", "features"]
 Stage = Literal["fit", "validate", "test", "predict"]
 ParameterGroup = dict[str, Any]
 BuildOptimizer = Callable[[list[ParameterGroup]], Optimizer]
@@ -45,19 +47,43 @@ class ModuleContract(Protocol):
         provides: output names (``features``, ``logits``, ``tokens``, ``logit_scale``, ``features.image``, ...) and site
             kinds (``sites.linear``, ...) that it offers.
         probes: kinds of evaluation that it can do.
+        distillable: which of its outputs a teacher can hold a student to, the usual one first: ``similarities`` of the
+            features in `pair`, ``logits`` over classes, tokens or frames, ``tokens`` (vectors of tokens or frames),
+            ``features``.
+        pair: names of the two features that a contrastive module compares, the text's second; None elsewhere.
+        paddings: batch keys of rows of different lengths, and what fills them up.
+        packing: how documents become samples; None where a sample of the shards is one of the module's.
+        sample_tokens: tokens of one sample, where that is fixed.
+        lr: the learning rate before schedule and task have scaled it.
+        schedule: factor on it over a task's steps.
     """
 
     network: nn.Module
     objective: Objective
     provides: frozenset[str]
     probes: frozenset[str]
+    distillable: tuple[Distillable, ...]
+    pair: tuple[str, str] | None
+    paddings: Mapping[str, float]
+    packing: Packing | None
+    sample_tokens: int | None
+    lr: float
+    schedule: Schedule
 
     def __call__(self, batch: Batch) -> Outputs: ...
     def compute(self, network: nn.Module, batch: Batch) -> Outputs: ...
+    def generate(self, batch: Batch, **options: Any) -> Outputs: ...
+    def loss(self, outputs: Outputs, batch: Batch) -> dict[str, Tensor]: ...
     def build_network(self) -> nn.Module: ...
     def transform(self, sample: dict[str, Any], augment: bool) -> dict[str, Any]: ...
+    def collate(self, samples: Sequence[dict[str, Any]]) -> Batch: ...
     def tokenize(self, texts: Sequence[str]) -> Tensor: ...
     def sites(self, kind: str) -> list[Site]: ...
+    def check(self, stream: Stream) -> None: ...
+    def grow(self, task: Task) -> None: ...
+    def after_step(self) -> None: ...
+    def parameter_groups(self) -> list[ParameterGroup]: ...
+    def build_optimizer(self, groups: list[ParameterGroup]) -> Optimizer: ...
 
 
 class DataPass(Protocol):
@@ -105,6 +131,9 @@ class StepContext(Protocol):
     def teacher(self, snapshot: str, batch: Batch) -> Outputs:
         """Outputs of the frozen network that holds a snapshot, without gradients, once a step for each batch."""
 
+    def generate(self, batch: Batch, **options: Any) -> Outputs:
+        """What the live network generates for a batch, with the strategies' wraps, without gradients."""
+
     def module_loss(self, outputs: Outputs, batch: Batch) -> Tensor:
         """The module's own loss."""
 
@@ -132,8 +161,11 @@ class Reach(Protocol):
     def weights(self, copy: bool, dtype: torch.dtype | None) -> Weights: ...
     def load(self, weights: Mapping[str, Tensor]) -> None: ...
     def swap(self, weights: Mapping[str, Tensor]) -> AbstractContextManager[None]: ...
+    def grown(self, weights: Mapping[str, Tensor]) -> Weights: ...
     def snapshot(self, name: str) -> Weights: ...
     def teacher(self, name: str) -> nn.Module: ...
+    def teacher_texts(self, name: str, texts: Sequence[str]) -> Tensor: ...
+    def teacher_table(self, name: str, source: Source, feature: str) -> Tensor: ...
     def captions(self, source: Source) -> list[str]: ...
     def samples(self, source: Source) -> Iterator[Batch]: ...
     def reduce(self, tensor: Tensor) -> Tensor: ...
@@ -254,6 +286,10 @@ class Strategy(Recorded, nn.Module):
     def swap(self, weights: Mapping[str, Tensor]) -> AbstractContextManager[None]:
         """Weights in place for a while, the old ones restored exactly."""
         return self.reach.swap(weights)
+
+    def grown(self, weights: Mapping[str, Tensor]) -> Weights:
+        """A copy of older weights in the shapes of today: rows that the network gained since have its own values."""
+        return self.reach.grown(weights)
 
     def snapshot(self, name: str) -> Weights:
         """A declared snapshot, on the network's device."""

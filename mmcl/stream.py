@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from mmcl.errors import ConfigError, near
+from mmcl.schedule import Schedule
 
 Role = Literal["mixed", "side"]
 
@@ -33,7 +34,7 @@ class Source:
         augment: whether the training transform (random crops and the like) is applied. A source that is cached as
             features must not be augmented.
         fields: batch key -> file extensions to read it from, in order of preference. None uses the standard ones
-            (image: jpg jpeg png webp; text: txt; labels: cls).
+            (image: jpg jpeg png webp; audio: wav flac ogg mp3; text: txt json; labels: cls).
         labels: class label in the shards -> label in the task, for sources that hold more classes than the task.
         ordered: take the samples in the order of the shards instead of shuffled (task-free streams).
     """
@@ -136,6 +137,9 @@ class Task:
         language: BCP 47 tag of the task's texts, for modules that ask.
         domain: free name of the data's domain; it reaches the batch as the task's position under ``domain``.
         lr_scale: factor on the module's learning rate (MTIL trains two of its tasks with five times the rate).
+        schedule: factor on the learning rate over this task's steps (re-warming, a constant rate), in place of the
+            module's.
+        mix: further sources that share the task's batches by their shares: earlier or pretraining data, replayed.
         segment: cut the task every so many steps: evaluate, ask strategies for sources again. None: no cuts.
     """
 
@@ -148,6 +152,8 @@ class Task:
     language: str | None = None
     domain: str | None = None
     lr_scale: float = 1.0
+    schedule: Schedule | None = None
+    mix: Sequence[Source] = ()
     segment: int | None = None
 
     def __post_init__(self) -> None:
@@ -155,6 +161,8 @@ class Task:
             raise ConfigError(f"task '{self.name}': `train` names no source")
         if any(s.role != "mixed" or s.share is not None for s in self.train):
             raise ConfigError(f"task '{self.name}': own data are mixed sources without a share (they take the rest)")
+        if any(s.role != "mixed" or s.share is None for s in self.mix):
+            raise ConfigError(f"task '{self.name}': each source of `mix` needs a `share` of the batch")
         if self.segment is not None and self.segment < 1:
             raise ConfigError(f"task '{self.name}': segment {self.segment} is not a positive number of steps")
         object.__setattr__(self, "class_names", _names(f"task '{self.name}'", self.class_names))

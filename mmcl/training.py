@@ -66,7 +66,7 @@ class Training(Session):
         return self._seconds_before + time.perf_counter() - self._began
 
     def _sources(self, task: Task) -> list[Source]:
-        return [s for strategy in self.composition.of("sources") for s in strategy.sources(task)]
+        return [*task.mix, *(s for strategy in self.composition.of("sources") for s in strategy.sources(task))]
 
     def _segment_sources(self, task: Task) -> list[Source]:
         """What strategies ask for; in the middle of a segment with the shares that it began with."""

@@ -84,6 +84,38 @@ def write(network: nn.Module, weights: Mapping[str, Tensor]) -> None:
         targets[i].copy_(values[i])
 
 
+@torch.no_grad()
+def grown(live_weights: Weights, older: Mapping[str, Tensor]) -> Weights:
+    """Older weights in the shapes of today, in place.
+
+    Growth appends rows: the leading part of each tensor is the older weight, the rest is the live value, as is what
+    the older weights lack.
+
+    Args:
+        live_weights: a copy of the network's.
+        older: in any floating type; the wider one is kept.
+    """
+    found = live_weights
+    for name, live in found.items():
+        old = older.get(name)
+        if old is None:
+            continue
+        found[name] = live = live.to(torch.promote_types(live.dtype, old.dtype))
+        live[tuple(slice(0, size) for size in old.shape)] = old.to(live.device)
+    return found
+
+
+@torch.no_grad()
+def resize(network: nn.Module, weights: Mapping[str, Tensor]) -> None:
+    """Give a new network the number of rows that older weights have, wherever only that differs."""
+    for name, owner, attribute, raw in list(_entries(network)):
+        old = weights.get(name)
+        if old is None or old.shape == raw.shape or old.dim() == 0 or old.shape[1:] != raw.shape[1:]:
+            continue
+        fresh = raw.new_empty(old.shape)
+        setattr(owner, attribute, nn.Parameter(fresh) if isinstance(raw, nn.Parameter) else fresh)
+
+
 @contextmanager
 def swapped(network: nn.Module, weights: Mapping[str, Tensor]) -> Iterator[None]:
     """Other effective weights for a while; the raw ones come back bit for bit, whatever happens inside."""

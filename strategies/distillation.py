@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -12,17 +12,15 @@ import torch
 from torch import Tensor
 
 from mmcl.errors import ConfigError, RunError, near
-from mmcl.functional.distillation import distillation_loss, zscl_loss
+from mmcl.functional.distillation import distillation_loss, feature_distillation_loss, zscl_loss
 from mmcl.outputs import Batch, Outputs
-from mmcl.strategy import StepContext, Strategy
+from mmcl.strategy import Distillable, StepContext, Strategy
 from mmcl.stream import Source, Stream, Task
 
 TEACHERS = {"initial": "initial", "previous": "start"}
 """Name of a teacher -> the snapshot that it holds."""
 TEXTS = ("class_text", "text")
 """Batch keys and features of texts, in order of preference."""
-CHUNK = 256
-"""Texts that the teacher encodes at once."""
 
 
 class Distillation(Strategy):
@@ -31,8 +29,8 @@ class Distillation(Strategy):
     With n(x) = x / ||x||, the student's s and reference images x, the student's rows Z = s n(f(x)) n(texts)^T are
     held to the teacher's Z_t = s n(f_t(x)) n(texts)^T. D = T^2 mean_rows CE(softmax(Z_t / T), softmax(Z / T)) is taken
     over texts (`image_to_text`) and of the transposes over images (`text_to_image`); the texts' features are the
-    teacher's. Where the outputs hold no image and text features, the logits of the valid rows are distilled by D with
-    weight `image_to_text`.
+    teacher's. A module without such pairs is held by D on its logits over classes, tokens or frames (Li & Hoiem, TPAMI
+    2018), or by the mean squared difference of normalised vectors on ``tokens`` or ``features``.
 
     Args:
         teacher: ``initial``, the pretrained model, or ``previous``, the model at the start of the task.
@@ -41,8 +39,10 @@ class Distillation(Strategy):
             ``all`` (every distinct caption of the reference at every step) or a text file with one caption a line.
             The teacher's features of ``all`` and of a file are computed once.
         temperature: T. The published code uses 2.
-        image_to_text: weight of the term over texts. The code uses 1 on MTIL, 5 in class-incremental runs.
-        text_to_image: weight of the term over images, likewise.
+        on: ``similarities``, ``logits``, ``tokens`` or ``features``; None takes the first that the module declares.
+        weight: of the whole.
+        image_to_text: factor of the term over texts. The code uses 1 on MTIL, 5 in class-incremental runs.
+        text_to_image: factor of the term over images, likewise. Both are of similarities alone.
         batch_size: global size of the reference batch; None takes the source's, then that of the training batch.
         cache_images: compute the teacher's features of the whole reference set once, in a pass of fixed order. The
             source must not be augmented and `texts` must be ``all`` or a file.
@@ -60,6 +60,8 @@ class Distillation(Strategy):
         reference: str | Source | None = "reference",
         texts: str = "batch",
         temperature: float = 2.0,
+        on: Distillable | None = None,
+        weight: float = 1.0,
         image_to_text: float = 1.0,
         text_to_image: float = 1.0,
         batch_size: int | None = None,
@@ -70,9 +72,9 @@ class Distillation(Strategy):
             raise ConfigError(f"Distillation: teacher '{teacher}' is unknown; {near(teacher, TEACHERS)}")
         if not 0 < temperature < math.inf:
             raise ConfigError(f"Distillation: temperature is {temperature}; it must be positive")
-        for name, weight in (("image_to_text", image_to_text), ("text_to_image", text_to_image)):
-            if not 0 <= weight < math.inf:
-                raise ConfigError(f"Distillation: {name} is {weight}; a weight is 0 or more")
+        for name, value in (("weight", weight), ("image_to_text", image_to_text), ("text_to_image", text_to_image)):
+            if not 0 <= value < math.inf:
+                raise ConfigError(f"Distillation: {name} is {value}; a weight is 0 or more")
         if batch_size is not None and batch_size < 1:
             raise ConfigError(f"Distillation: batch_size is {batch_size}; it must be 1 or more")
         if reference is None and (texts == "all" or batch_size is not None):
@@ -81,19 +83,28 @@ class Distillation(Strategy):
             raise ConfigError("Distillation: cache_images needs a `reference` and texts 'all' or a file")
         self.reference = reference
         self.texts = texts
-        self.lines = None if texts in ("batch", "all") else _read(texts)
+        self.lines: Sequence[str] | None = None if texts in ("batch", "all") else _read(texts)
+        self.on, self.weight = on, weight
         self.temperature = temperature
         self.terms = {"image_to_text": image_to_text, "text_to_image": text_to_image}
         self.batch_size = batch_size
         self.cache_images = cache_images
         self.teacher = TEACHERS[teacher]
-        self.active = any(self.terms.values())
+        self.active = weight > 0 and any(self.terms.values())
         self.snapshots = frozenset({self.teacher} if self.active else ())
         self.needs = frozenset() if texts == "batch" or not self.active else frozenset({"features", "logit_scale"})
         self._source: Source | None = None
-        self._known: _Known | None = None
 
     def setup(self, stream: Stream) -> None:
+        offered = self.module.distillable
+        if not offered or self.on not in (None, *offered):
+            title = type(self.module).__name__
+            raise ConfigError(
+                f"Distillation: {title} cannot be distilled on {self.on or 'anything'}; {near('', offered)}"
+            )
+        self.on = self.on or offered[0]
+        if self.on != "similarities" and (self.texts != "batch" or self.cache_images):
+            raise ConfigError(f"Distillation: `texts` and `cache_images` belong to similarities, not to {self.on}")
         if self.reference is None or not self.active:
             return
         source = stream.source(self.reference) if isinstance(self.reference, str) else self.reference
@@ -109,81 +120,64 @@ class Distillation(Strategy):
     def losses(self, context: StepContext) -> Mapping[str, Tensor]:
         if not self.active:
             return {}
-        source = self._source
-        batch = context.batch if source is None else context.side[source.name]
-        pictures = {k: v for k, v in batch.items() if k not in TEXTS}  # the student's texts take no part
+        batch = context.batch if self._source is None else context.side[self._source.name]
+        if self.on == "similarities":
+            return self._of_similarities(context, batch)
+        student = context.outputs if self._source is None else context.forward(batch)
+        return {str(self.on): self.weight * self._of_outputs(context, context.teacher(self.teacher, batch), student)}
+
+    def _of_similarities(self, context: StepContext, batch: Batch) -> Mapping[str, Tensor]:
+        what = self.module.pair[0]
+        given = {k: v for k, v in batch.items() if k not in TEXTS}  # the student's texts take no part
         if self.texts == "batch":
             answer = context.teacher(self.teacher, batch)
             found = [key for key in TEXTS if key in answer.features]
-            if "image" not in answer.features or not found:
-                return self._of_logits(answer, context.outputs if source is None else context.forward(batch))
-            images, texts = answer.features["image"], answer.features[found[0]]
+            if what not in answer.features or not found:
+                raise RunError(f"Distillation: the batch has no {what} or no texts to compare; give a `reference`")
+            theirs, texts = answer.features[what], answer.features[found[0]]
             texts = texts if found[0] == "class_text" else context.gather(texts)  # class texts are every rank's
         else:
-            known = self._known_to_teacher(context.task)
-            images, texts = self._images(context, pictures, known), known.texts
-        student = context.outputs if source is None else context.forward(pictures)
+            texts = self.reach.teacher_texts(self.teacher, self._lines())
+            if self.cache_images and self._source is not None:
+                theirs = self.reach.teacher_table(self.teacher, self._source, what)[batch["__index__"]]
+            else:
+                theirs = context.teacher(self.teacher, given).features[what]
+        student = context.outputs if self._source is None else context.forward(given)
         if student.logit_scale is None:
-            raise RunError("Distillation: the module's outputs hold image features but no `logit_scale`")
+            raise RunError("Distillation: the module's outputs hold features but no `logit_scale`")
+        ours, theirs = context.gather(student.features[what]), context.gather(theirs)
         scale = student.logit_scale.detach()
-        ours, theirs = context.gather(student.features["image"]), context.gather(images)
         values = zscl_loss(ours, theirs, texts, logit_scale=scale, temperature=self.temperature)
-        return {name: weight * v for (name, weight), v in zip(self.terms.items(), values, strict=True) if weight}
+        return {name: self.weight * f * v for (name, f), v in zip(self.terms.items(), values, strict=True) if f}
 
-    def _of_logits(self, teacher: Outputs, student: Outputs) -> Mapping[str, Tensor]:
-        if teacher.logits is None or student.logits is None:
-            raise RunError("Distillation: the module's outputs hold neither image and text features nor logits")
-        width = min(teacher.logits.shape[-1], student.logits.shape[-1])  # what both know of a head that grew
-        ours, theirs = student.logits[..., :width], teacher.logits[..., :width]
+    def _of_outputs(self, context: StepContext, teacher: Outputs, student: Outputs) -> Tensor:
+        if self.on == "features":
+            pairs = [(teacher.features[k], student.features[k]) for k in student.features if k in teacher.features]
+            return torch.stack([feature_distillation_loss(a, b) for a, b in pairs]).sum()
+        theirs, ours = getattr(teacher, str(self.on)), getattr(student, str(self.on))
+        if theirs is None or ours is None:
+            raise RunError(f"Distillation: the outputs for the batch hold no {self.on}")
         valid = torch.ones_like(ours[..., 0], dtype=torch.bool) if student.valid is None else student.valid
-        loss = distillation_loss(theirs[valid], ours[valid], temperature=self.temperature)
-        return {"logits": self.terms["image_to_text"] * loss}
+        if self.on == "tokens":
+            loss = feature_distillation_loss(theirs[valid], ours[valid])
+        else:
+            width = min(theirs.shape[-1], ours.shape[-1])  # what both know of a head that grew
+            known = slice(width) if student.known is None else student.known.nonzero()[:, 0]
+            theirs, ours = theirs[..., known][valid], ours[..., known][valid]
+            if not ours.shape[-1]:  # no class was trained before this task
+                return ours.sum()
+            loss = distillation_loss(theirs, ours, temperature=self.temperature)
+        rows = valid.sum().float()  # ranks may hold different numbers of tokens
+        weighted: Tensor = loss * rows / context.reduce(rows).clamp(min=1)
+        return weighted
 
-    def _known_to_teacher(self, task: Task | None) -> _Known:
-        """The features that the teacher has been asked for; a teacher that changes with the task starts anew."""
-        of = task.name if task is not None and self.teacher == "start" else ""
-        if self._known is None or self._known.of != of:
-            texts = self.reach.captions(self._source) if self._source and self.texts == "all" else self.lines or ()
-            if not texts:
-                raise RunError(f"Distillation: the reference '{self._source and self._source.name}' has no captions")
-            teacher = self.reach.teacher(self.teacher)
-            device = next(teacher.parameters()).device
-            with torch.inference_mode(False), torch.no_grad():
-                chunks = self.module.tokenize(list(dict.fromkeys(texts))).to(device).split(CHUNK)
-                features = [self.module.compute(teacher, {"text": chunk}).features["text"] for chunk in chunks]
-            self._known = _Known(of, torch.cat(features))
-        return self._known
-
-    def _images(self, context: StepContext, batch: Batch, known: _Known) -> Tensor:
-        if not self.cache_images:
-            return context.teacher(self.teacher, batch).features["image"]
-        if known.images is None:
-            known.images = self._table(context)
-        return known.images[batch["__index__"]]
-
-    @torch.no_grad()
-    def _table(self, context: StepContext) -> Tensor:
-        """The teacher's features of the whole reference set by sample, in batches that a resumed run repeats."""
-        assert self._source is not None
-        teacher = self.reach.teacher(self.teacher)
-        rows: list[Tensor] = []
-        indices: list[Tensor] = []
-        for batch in self.reach.samples(self._source):
-            rows.append(self.module.compute(teacher, {"image": batch["image"]}).features["image"][batch["valid"]])
-            indices.append(batch["__index__"][batch["valid"]])
-        found, places = context.gather(torch.cat(rows)), context.gather(torch.cat(indices))
-        table = found.new_zeros((len(places), found.shape[1]))
-        table[places] = found
-        return table
-
-
-@dataclass
-class _Known:
-    """A teacher's features of fixed texts and of images by their index. No state: a resumed run makes them again."""
-
-    of: str
-    texts: Tensor
-    images: Tensor | None = None
+    def _lines(self) -> Sequence[str]:
+        if self.lines is None:
+            assert self._source is not None
+            self.lines = self.reach.captions(self._source)
+            if not self.lines:
+                raise RunError(f"Distillation: the reference '{self._source.name}' has no captions")
+        return self.lines
 
 
 def _read(path: str) -> list[str]:

@@ -25,7 +25,11 @@ class LwF(Strategy):
 
     def __init__(self, temperature: float = 2.0, image_to_text: float = 1.0, text_to_image: float = 1.0) -> None:
         super().__init__()
-        self._parts = (Distillation("previous", None, "batch", temperature, image_to_text, text_to_image),)
+        self._parts = (
+            Distillation(
+                "previous", None, temperature=temperature, image_to_text=image_to_text, text_to_image=text_to_image
+            ),
+        )
 
     def parts(self) -> Sequence[Strategy]:
         return self._parts

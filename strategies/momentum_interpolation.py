@@ -48,12 +48,7 @@ class MomentumInterpolation(Strategy):
         self.add_state("slow", {}, dtype=None)
 
     def on_task_start(self, task: Task, data: DataPass) -> None:
-        fresh = {name: _wide(value) for name, value in self.weights(copy=True).items()}
-        for name, value in fresh.items():
-            if name in self.slow:
-                known = tuple(slice(0, n) for n in self.slow[name].shape)
-                value[known] = self.slow[name].to(value.device)  # rows that a task added start as they are
-        self.slow = fresh
+        self.slow = {name: _wide(value) for name, value in self.grown(self.slow).items()}
 
     def on_step_end(self, context: StepContext) -> None:
         if (context.step + 1) % self.interval == 0:

@@ -82,4 +82,4 @@ class WeightInterpolation(Strategy):
 
     def _interpolated(self, alpha: float) -> Weights:
         anchor = self.start if self.base == "start" else self.snapshot("initial")
-        return interpolate({name: value.clone() for name, value in anchor.items()}, self.weights(), alpha=alpha)
+        return interpolate(self.grown(anchor), self.weights(), alpha=alpha)

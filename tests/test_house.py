@@ -23,7 +23,7 @@ HEAVY = {"torch", "lightning", "numpy", "open_clip", "transformers", "jsonargpar
 # Files of the core that are one room together; every other file or folder of `mmcl/` is a room of its own.
 PARTS = {
     "cli": {"cli", "commands", "data_command", "dry_run", "predict", "wording"},
-    "tools": {"archives", "assets", "distributed", "plugins", "presets", "seeds", "weights"},
+    "tools": {"archives", "assets", "collate", "distributed", "plugins", "presets", "seeds", "weights"},
     "runner": {
         *("api", "checkpoint", "compose", "engine", "evaluate", "interrupt", "progress"),
         *("reach", "record", "run_folder", "runner", "session", "trainer", "training"),
@@ -38,7 +38,7 @@ CORE = {
     "errors": set(),
     "functional": set(),
     "outputs": set(),
-    "stream": set(),
+    "stream": {"schedule"},
     "tools": {"outputs"},
     "schedule": {"functional"},
     "strategy": {"outputs", "schedule", "stream"},

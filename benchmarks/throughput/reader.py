@@ -13,8 +13,8 @@ import webdataset
 from mmcl.benchmarks.throughput import pocket
 from mmcl.benchmarks.throughput.figures import ratios, show, summary
 from mmcl.benchmarks.throughput.turns import Plan
+from mmcl.collate import collate
 from mmcl.datamodules import StreamDataModule
-from mmcl.datamodules.collate import collate
 from mmcl.datamodules.decode import decode
 from mmcl.errors import RunError
 from mmcl.modules import CLIPModule

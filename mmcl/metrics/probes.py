@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 from torch import Tensor
 
@@ -16,10 +16,26 @@ from mmcl.stream import EvalSet
 KINDS = {
     "zero_shot": "mmcl.metrics.zero_shot_probe.ZeroShotProbe",
     "retrieval": "mmcl.metrics.retrieval_probe.RetrievalProbe",
+    "classification": "mmcl.metrics.classification_probe.ClassificationProbe",
+    "perplexity": "mmcl.metrics.perplexity_probe.PerplexityProbe",
+    "error_rate": "mmcl.metrics.error_rate_probe.ErrorRateProbe",
+    "exact_match": "mmcl.metrics.exact_match_probe.ExactMatchProbe",
+    "choice": "mmcl.metrics.choice_probe.ChoiceProbe",
+    "objective": "mmcl.metrics.objective_probe.ObjectiveProbe",
 }
 """Short names of probes; a dotted class path works as well."""
 
-Encode = Callable[[Batch], Outputs]
+
+class Encode(Protocol):
+    """The network as a probe sees it: with evaluation weights and strategies' wraps, without gradients."""
+
+    def __call__(self, batch: Batch) -> Outputs:
+        """Outputs for a batch."""
+
+    def generate(self, batch: Batch, **options: Any) -> Outputs:
+        """What the module generates for a batch: `Outputs.texts`."""
+
+
 Reduce = Callable[[Tensor], Tensor]
 
 
@@ -46,11 +62,13 @@ class Probe:
     Attributes:
         metric: name of the number that goes into the matrix.
         direction: whether higher or lower is better.
+        looks: whether `update` looks at the outputs; a probe that only generates does without the forward.
         protocol: one line for the report.
     """
 
     metric: str = ""
     direction: Literal["higher", "lower"] = "higher"
+    looks: bool = True
     protocol: str = ""
 
     @classmethod

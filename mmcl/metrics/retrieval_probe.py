@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,6 +12,7 @@ from mmcl.errors import ConfigError, RunError
 from mmcl.metrics.probes import Encode, Probe, ProbeResult
 from mmcl.metrics.retrieval import retrieval_recall
 from mmcl.outputs import Batch, Outputs
+from mmcl.stream import EvalSet
 
 
 class RetrievalProbe(Probe):
@@ -22,17 +24,25 @@ class RetrievalProbe(Probe):
     Args:
         k: the ks; 1 is always among them.
         chunk: queries that are compared with the whole gallery at once.
+        pair: names of the two features.
     """
 
     metric = "mean_recall@1"
 
-    def __init__(self, k: Sequence[int] = (1, 5, 10), chunk: int = 1024) -> None:
+    def __init__(
+        self, k: Sequence[int] = (1, 5, 10), chunk: int = 1024, pair: tuple[str, str] = ("image", "text")
+    ) -> None:
         if isinstance(k, int) or not k or min(k) < 1:
             raise ConfigError(f"retrieval: option k is {k}; it must be a list of numbers from 1")
         self.ks = sorted({1, *k})
         self.chunk = chunk
-        self.protocol = f"image-text retrieval, mean of R@1 both ways (R@{', '.join(map(str, self.ks))} reported)"
+        self.pair = pair
+        self.protocol = f"{'-'.join(pair)} retrieval, mean of R@1 both ways (R@{', '.join(map(str, self.ks))} reported)"
         self._parts: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
+
+    @classmethod
+    def of(cls, evalset: EvalSet, module: Any) -> RetrievalProbe:
+        return cls(pair=module.pair, **evalset.options)
 
     def start(self, encode: Encode) -> None:
         """Forget the last pass."""
@@ -47,7 +57,7 @@ class RetrievalProbe(Probe):
         for key in ("text", "__index__"):
             if key not in batch:
                 raise RunError(f"retrieval: the evaluation set's samples have no '{key}'")
-        images, texts = outputs.features["image"], outputs.features["text"]
+        images, texts = (outputs.features[name] for name in self.pair)
         index = torch.as_tensor(batch["__index__"], device=images.device)
         rows: Tensor = batch.get("text_rows", torch.arange(len(images), device=images.device))
         valid: Tensor = batch.get("valid", torch.ones(len(images), dtype=torch.bool, device=images.device))

@@ -29,17 +29,26 @@ class ZeroShotProbe(Probe):
         class_names: in the order of the labels.
         templates: each with one ``{}``.
         k: the k of top-k beside top-1.
+        what: name of the features that are classified.
     """
 
     metric = "top1"
 
-    def __init__(self, prompts: Prompts, class_names: Sequence[str], templates: Sequence[str], k: int = 5) -> None:
+    def __init__(
+        self,
+        prompts: Prompts,
+        class_names: Sequence[str],
+        templates: Sequence[str],
+        k: int = 5,
+        what: str = "image",
+    ) -> None:
         if k < 2:
             raise ConfigError(f"zero_shot: option k is {k}; it must be 2 or more (top-1 is always reported)")
         self.prompts = prompts
         self.class_names = class_names
         self.templates = templates
         self.k = k
+        self.what = what
         self.protocol = f"zero-shot top-1 over {len(class_names)} classes, {describe_templates(templates)}"
         self.classifier = torch.empty(0)
         self.counts = torch.empty(0)
@@ -48,7 +57,7 @@ class ZeroShotProbe(Probe):
     def of(cls, evalset: EvalSet, module: Any) -> ZeroShotProbe:
         if evalset.class_names is None:
             raise ConfigError(f"evaluation set '{evalset.name}': zero-shot classification needs `class_names`")
-        return cls(module.prompts, evalset.class_names, evalset.templates, **evalset.options)
+        return cls(module.prompts, evalset.class_names, evalset.templates, what=module.pair[0], **evalset.options)
 
     def start(self, encode: Encode) -> None:
         """Build the classifier."""
@@ -63,7 +72,7 @@ class ZeroShotProbe(Probe):
         """
         if "labels" not in batch:
             raise RunError("zero_shot: the evaluation set's samples have no labels")
-        logits = zero_shot_logits(outputs.features["image"], self.classifier)
+        logits = zero_shot_logits(outputs.features[self.what], self.classifier)
         labels: Tensor = batch["labels"]
         if "valid" in batch:
             logits, labels = logits[batch["valid"]], labels[batch["valid"]]
@@ -79,7 +88,7 @@ class ZeroShotProbe(Probe):
     def predict(self, batch: Batch, outputs: Outputs) -> list[dict[str, Any]]:
         """For each row of a batch the nearest class, its probability, and the label where there is one."""
         assert outputs.logit_scale is not None
-        logits = zero_shot_logits(outputs.features["image"], self.classifier, scale=float(outputs.logit_scale))
+        logits = zero_shot_logits(outputs.features[self.what], self.classifier, scale=float(outputs.logit_scale))
         best = logits.softmax(dim=-1).max(dim=-1)
         found = [
             {"class": self.class_names[place], "predicted": place, "probability": probability}

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import lightning.pytorch as pl
@@ -10,9 +11,11 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from mmcl.collate import collate
 from mmcl.errors import ConfigError, near
-from mmcl.outputs import Batch, Objective, Outputs, Recorded, Site
+from mmcl.outputs import Batch, Objective, Outputs, Packing, Recorded, Site
 from mmcl.schedule import Schedule, WarmupCosine
+from mmcl.strategy import Distillable
 from mmcl.stream import Stream, Task
 
 OptimizerBuilder = Callable[[Iterable[Any]], Optimizer]
@@ -21,7 +24,8 @@ OptimizerBuilder = Callable[[Iterable[Any]], Optimizer]
 class Module(Recorded, pl.LightningModule):
     """A LightningModule around one family of backbones.
 
-    In a stream the runner trains it; alone it works in a plain `Trainer.fit` with batches of the same keys.
+    In a stream the runner trains it; alone it works in a plain `Trainer.fit` with batches of the same keys. What a
+    subclass declares beside its methods is documented in `mmcl.strategy.ModuleContract`.
 
     Args:
         objective: the task's own loss.
@@ -35,6 +39,10 @@ class Module(Recorded, pl.LightningModule):
 
     provides: frozenset[str] = frozenset()
     probes: frozenset[str] = frozenset()
+    distillable: tuple[Distillable, ...] = ()
+    pair: tuple[str, str] | None = None
+    paddings: Mapping[str, float] = MappingProxyType({})
+    packing: Packing | None = None
     sample_tokens: int | None = None
     network: nn.Module
 
@@ -70,6 +78,18 @@ class Module(Recorded, pl.LightningModule):
     def transform(self, sample: dict[str, Any], augment: bool) -> dict[str, Any]:
         """Decoded sample (PIL image, str, int) -> tensors of one row of a batch. Runs in data workers."""
         raise NotImplementedError
+
+    def collate(self, samples: Sequence[dict[str, Any]]) -> Batch:
+        """Rows -> batch, in data workers: tensors are stacked, those named in `paddings` filled up to the longest."""
+        return collate(samples, self.paddings)
+
+    def generate(self, batch: Batch, **options: Any) -> Outputs:
+        """Texts that the live network gives for a batch: `Outputs.texts`, one for each row.
+
+        Raises:
+            ConfigError: the module generates nothing.
+        """
+        raise ConfigError(f"{type(self).__name__} does not generate")
 
     def tokenize(self, texts: Sequence[str]) -> Tensor:
         """Texts -> (len(texts), L) token ids."""

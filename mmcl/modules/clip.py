@@ -50,6 +50,8 @@ class CLIPModule(Module):
 
     provides = frozenset({"features", "features.image", "features.text", "logits", "logit_scale", "sites.linear"})
     probes = frozenset({"zero_shot", "retrieval"})
+    distillable = ("similarities", "logits")
+    pair = ("image", "text")
 
     def __init__(
         self,

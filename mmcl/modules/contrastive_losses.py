@@ -12,11 +12,9 @@ from torch import Tensor
 
 from mmcl import distributed
 from mmcl.errors import ConfigError
+from mmcl.modules.objectives import IGNORED, share_of_valid
 from mmcl.outputs import Batch, Objective, Outputs
 from mmcl.stream import Task
-
-NO_LABEL = -100
-"""Label of rows without one: the data layer's convention, and what torch's cross-entropy leaves out."""
 
 
 class Contrastive(Objective):
@@ -27,12 +25,15 @@ class Contrastive(Objective):
     Args:
         kind: ``clip`` (softmax; Radford et al., 2021), ``siglip`` (sigmoid; Zhai et al., 2023), or ``auto``: the latter
             where the model has a logit bias.
+        pair: the two batch keys that are compared, ``audio`` and ``text`` for sounds.
     """
 
-    needs = frozenset({"image", "text"})
-
-    def __init__(self, kind: Literal["auto", "clip", "siglip"] = "auto") -> None:
+    def __init__(
+        self, kind: Literal["auto", "clip", "siglip"] = "auto", pair: tuple[str, str] = ("image", "text")
+    ) -> None:
         super().__init__()
+        self.pair = pair
+        self.needs = frozenset(pair)
         if kind not in ("auto", "clip", "siglip"):
             raise ConfigError(f"Contrastive: kind '{kind}' is none of auto, clip, siglip")
         self.kind = kind
@@ -43,13 +44,12 @@ class Contrastive(Objective):
             return batch
         batch = dict(batch)
         rows: Tensor = batch.pop("text_rows")
-        first = torch.searchsorted(rows.contiguous(), torch.arange(len(batch["image"]), device=rows.device))
+        first = torch.searchsorted(rows.contiguous(), torch.arange(len(batch[self.pair[0]]), device=rows.device))
         batch["text"] = batch["text"][first]
         return batch
 
     def terms(self, outputs: Outputs, batch: Batch) -> dict[str, Tensor]:
-        image = F.normalize(outputs.features["image"], dim=-1)
-        text = F.normalize(outputs.features["text"], dim=-1)
+        image, text = (F.normalize(outputs.features[key], dim=-1) for key in self.pair)
         scale, bias = outputs.logit_scale, outputs.extra.get("logit_bias")
         assert scale is not None
         sigmoid = self.kind == "siglip" or (self.kind == "auto" and bias is not None)
@@ -97,7 +97,7 @@ class ClassTextCrossEntropy(Objective):
         if self._tokens is None:
             raise ConfigError("ClassTextCrossEntropy has no classes yet; call `objective.start(module, task)` first")
         labels: Tensor = batch["labels"]
-        if (unlabelled := labels == NO_LABEL).any():  # rows of mixed sources without labels take no part
+        if (unlabelled := labels == IGNORED).any():  # rows of mixed sources without labels take no part
             batch = {**batch, "valid": batch.get("valid", torch.ones_like(unlabelled)) & ~unlabelled}
             labels = labels[~unlabelled]
         if labels.device.type == "cpu" or not self._checked:  # on a GPU the look costs a wait: once a task
@@ -118,9 +118,9 @@ class ClassTextCrossEntropy(Objective):
         logits, targets = outputs.logits, outputs.targets
         if "valid" not in batch:
             return {"cross_entropy_loss": F.cross_entropy(logits, targets, label_smoothing=self.label_smoothing)}
-        targets = targets.masked_fill(~batch["valid"], NO_LABEL)
+        targets = targets.masked_fill(~batch["valid"], IGNORED)
         loss = F.cross_entropy(logits, targets, label_smoothing=self.label_smoothing, reduction="sum")
-        return {"cross_entropy_loss": loss * _share(batch["valid"])}
+        return {"cross_entropy_loss": loss * share_of_valid(batch["valid"])}
 
 
 def _require(objective: Objective, batch: Batch) -> None:
@@ -132,11 +132,6 @@ def _require(objective: Objective, batch: Batch) -> None:
         )
 
 
-def _share(valid: Tensor) -> Tensor:
-    """Factor on a sum over this process's rows so that the mean over processes is the mean over all valid rows."""
-    return distributed.world_size() / distributed.total(valid.sum().float()).clamp(min=1)
-
-
 def _of_valid(image: Tensor, text: Tensor, scale: Tensor, bias: Tensor | None, valid: Tensor, sigmoid: bool) -> Tensor:
     """The same losses over (B, D) normalised features where some rows are padding."""
     images, texts, kept = (distributed.gather(x) for x in (image, text, valid))
@@ -146,9 +141,9 @@ def _of_valid(image: Tensor, text: Tensor, scale: Tensor, bias: Tensor | None, v
     if sigmoid:
         sign = torch.full_like(per_image, -1.0).scatter_(1, own[:, None], 1.0)
         loss = -F.logsigmoid(sign * per_image) * (valid[:, None] & kept[None, :])
-        return loss.sum() * _share(valid)
-    targets = own.masked_fill(~valid, -100)
+        return loss.sum() * share_of_valid(valid)
+    targets = own.masked_fill(~valid, IGNORED)
     total = torch.zeros((), device=image.device)
     for logits in (per_image, scale * text @ images.T + shift):
         total = total + F.cross_entropy(logits.masked_fill(~kept, -torch.inf), targets, reduction="sum")
-    return total / 2 * _share(valid)
+    return total / 2 * share_of_valid(valid)

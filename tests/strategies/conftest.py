@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from mmcl import weights
 from mmcl.compose import Composition, check, expand
 from mmcl.outputs import Batch, Outputs
+from mmcl.reach import RunReach
 from mmcl.strategy import Strategy
 from mmcl.stream import Budget, Source, Stream, Task
 
@@ -43,6 +44,8 @@ class TowersModule:
 
     provides = frozenset({"features", "logit_scale"})
     probes: frozenset[str] = frozenset()
+    distillable = ("similarities",)
+    pair = ("image", "text")
 
     def __init__(self) -> None:
         self.network = Towers()
@@ -78,6 +81,7 @@ class Run:
         self.caption_list: list[str] = []
         self.reference_batches: list[Batch] = []
         self.passes = 0
+        self._answers: dict[Any, Any] = {}
         self.images_by_teacher = 0
         self.logged: dict[str, float] = {}
         self.losses: list[dict[str, Tensor]] = []
@@ -111,6 +115,13 @@ class Run:
         weights.write(network, self.snapshot(name))
         return network.requires_grad_(False).eval()
 
+    def grown(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return weights.grown(self.weights(copy=True), values)
+
+    device = torch.device("cpu")
+    teacher_texts, teacher_table = RunReach.teacher_texts, RunReach.teacher_table
+    _once, _encode, _table = RunReach._once, RunReach._encode, RunReach._table
+
     def captions(self, source: Source) -> list[str]:
         return self.caption_list
 
@@ -133,6 +144,7 @@ class Run:
             for strategy in self.composition.of(hook):
                 getattr(strategy, hook)(self.task, *(() if hook == "grow" else (None,)))
         self._snapshots["start"] = self.weights(copy=True)
+        self._answers = {key: answer for key, answer in self._answers.items() if key[0] != "start"}
         trained = [p for p in self.module.network.parameters() if p.requires_grad]
         self.optimizer = torch.optim.AdamW(trained, lr=BASE_LR, weight_decay=0.0) if trained else None
 

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 import mmcl.strategies
-from mmcl import plugins
+from mmcl import plugins, weights
 from mmcl.errors import ConfigError, RunError
 from mmcl.outputs import Outputs
 from mmcl.strategies import (
@@ -28,7 +28,7 @@ from mmcl.strategies import (
     WeightInterpolation,
 )
 from mmcl.strategy import Strategy
-from mmcl.stream import Source
+from mmcl.stream import Source, Stream
 
 ALL: list[Callable[[], Strategy]] = [
     lambda: Distillation(texts="all"),
@@ -226,18 +226,31 @@ def test_the_logit_scale_is_not_distilled(data: Any) -> None:
     assert run.module.network.visual.weight.grad.abs().sum() > 0
 
 
-def test_modules_without_features_distil_their_logits() -> None:
+def test_modules_without_features_distil_their_logits(toolbox: SimpleNamespace) -> None:
     ours, theirs = torch.randn(2, 3, 5, requires_grad=True), torch.randn(2, 3, 4)
     valid = torch.tensor([[True, True, False], [True, False, False]])
-    strategy = Distillation("previous", None, temperature=1.0, image_to_text=2.0)
+    strategy = Distillation("previous", None, temperature=1.0, weight=2.0)
+    strategy.attach_reach(SimpleNamespace(module=SimpleNamespace(distillable=("logits", "tokens"))))  # type: ignore[arg-type]
+    strategy.setup(Stream("toy", [toolbox.task("one")]))
     context: Any = SimpleNamespace(
-        batch={}, outputs=Outputs(logits=ours, valid=valid), teacher=lambda name, batch: Outputs(logits=theirs)
+        batch={},
+        outputs=Outputs(logits=ours, valid=valid),
+        teacher=lambda name, batch: Outputs(logits=theirs),
+        reduce=lambda tensor: tensor,
     )
     (loss,) = strategy.losses(context).values()
     rows = torch.nn.functional.cross_entropy(ours[valid][:, :4], theirs[valid].softmax(1))
     torch.testing.assert_close(loss, 2 * rows)
+    context.outputs.known = torch.tensor([True, False, True, False])
+    (loss,) = strategy.losses(context).values()
+    few = [0, 2]  # columns that had been trained before the task
+    torch.testing.assert_close(
+        loss, 2 * torch.nn.functional.cross_entropy(ours[valid][:, few], theirs[valid][:, few].softmax(1))
+    )
+    context.outputs.known = torch.zeros(4, dtype=torch.bool)
+    assert strategy.losses(context)["logits"] == 0
     context.outputs.logits = None
-    with pytest.raises(RunError, match="neither image and text features nor logits"):
+    with pytest.raises(RunError, match="hold no logits"):
         strategy.losses(context)
 
 
@@ -247,13 +260,20 @@ def test_frozen_trains_nothing(data: Any, toolbox: SimpleNamespace) -> None:
     assert run.optimizer is None
 
 
+def _reach(live: Callable[[], dict[str, torch.Tensor]]) -> Any:
+    def copied() -> dict[str, torch.Tensor]:
+        return {name: value.clone() for name, value in live().items()}
+
+    return SimpleNamespace(weights=lambda copy, dtype: copied(), grown=lambda older: weights.grown(copied(), older))
+
+
 @pytest.mark.parametrize("decay", [0.9, 0.999, 0.9998])
 @pytest.mark.parametrize("interval", [1, 5])
 def test_slow_weights_follow_the_recording(toolbox: SimpleNamespace, decay: float, interval: int) -> None:
     recorded = np.load(toolbox.PARITY / "mwi" / "ema_f64.npz")
     fast = {"w": torch.from_numpy(recorded["fast_init"]).clone()}
     strategy = MomentumInterpolation(decay, interval)
-    strategy.attach_reach(SimpleNamespace(weights=lambda copy, dtype: {k: v.clone() for k, v in fast.items()}))  # type: ignore[arg-type]
+    strategy.attach_reach(_reach(lambda: fast))
     for step in range(30):
         if step in (0, 7, 20):  # new tasks: the slow copy goes on
             strategy.on_task_start(toolbox.task("one"), None)  # type: ignore[arg-type]
@@ -266,7 +286,7 @@ def test_slow_weights_follow_the_recording(toolbox: SimpleNamespace, decay: floa
 def test_slow_weights_grow_with_the_network(toolbox: SimpleNamespace) -> None:
     live = {"w": torch.zeros(2, 3)}
     strategy = MomentumInterpolation()
-    strategy.attach_reach(SimpleNamespace(weights=lambda copy, dtype: {k: v.clone() for k, v in live.items()}))  # type: ignore[arg-type]
+    strategy.attach_reach(_reach(lambda: live))
     strategy.on_task_start(toolbox.task("one"), None)  # type: ignore[arg-type]
     live = {"w": torch.ones(4, 3), "new": torch.ones(1)}
     strategy.on_task_start(toolbox.task("two"), None)  # type: ignore[arg-type]

@@ -1,8 +1,8 @@
-"""Samples to one batch."""
+"""Samples to one batch: what every module does unless it brings its own `collate`."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,7 @@ from torch import Tensor
 from mmcl.errors import RunError
 
 
-def collate(samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
+def collate(samples: Sequence[dict[str, Any]], paddings: Mapping[str, float] | None = None) -> dict[str, Any]:
     """Stack samples into a batch.
 
     Tensors and arrays are stacked, whole numbers become a LongTensor, other numbers a float tensor, anything else a
@@ -21,6 +21,8 @@ def collate(samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
     Args:
         samples: dictionaries with the same keys.
+        paddings: keys whose tensors may differ in length (their first dimension), and what fills the shorter ones up
+            at their end. The lengths come beside them under the key with ``_lengths`` (B,).
 
     Raises:
         RunError: samples of different keys or of shapes that do not stack; names the sample.
@@ -36,13 +38,30 @@ def collate(samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
     batch: dict[str, Any] = {}
     for key in keys:
         values = [sample[key] for sample in samples]
-        if key == "text" and any(isinstance(v, Tensor) and v.dim() == 2 for v in values):
+        if key in (paddings or {}):
+            batch[key], batch[f"{key}_lengths"] = _pad(key, values, samples, (paddings or {})[key])
+        elif key == "text" and any(isinstance(v, Tensor) and v.dim() == 2 for v in values):
             texts = [v if v.dim() == 2 else v[None] for v in values]
             batch["text"] = torch.cat(texts)
             batch["text_rows"] = torch.arange(len(texts)).repeat_interleave(torch.tensor([len(t) for t in texts]))
         else:
             batch[key] = _stack(key, values, samples)
     return batch
+
+
+def _pad(key: str, values: list[Any], samples: Sequence[dict[str, Any]], filling: float) -> tuple[Tensor, Tensor]:
+    tensors = [torch.as_tensor(v) for v in values]
+    lengths = torch.tensor([len(t) for t in tensors])
+    rest = tensors[0].shape[1:]
+    padded = tensors[0].new_full((len(tensors), int(lengths.max()), *rest), filling)
+    for row, tensor, sample in zip(padded, tensors, samples, strict=True):
+        if tensor.shape[1:] != rest:
+            raise RunError(
+                f"'{key}' of sample '{sample['__key__']}' is {tuple(tensor.shape)}, but {tuple(tensors[0].shape)} in "
+                f"sample '{samples[0]['__key__']}'; only lengths may differ"
+            )
+        row[: len(tensor)] = tensor
+    return padded, lengths
 
 
 def _stack(key: str, values: list[Any], samples: Sequence[dict[str, Any]]) -> Any:
