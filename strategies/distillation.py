@@ -154,7 +154,8 @@ class Distillation(Strategy):
         if self.on == "features":
             pairs = [(teacher.features[k], student.features[k]) for k in student.features if k in teacher.features]
             return torch.stack([feature_distillation_loss(a, b) for a, b in pairs]).sum()
-        theirs, ours = getattr(teacher, str(self.on)), getattr(student, str(self.on))
+        theirs: Tensor | None = getattr(teacher, str(self.on))
+        ours: Tensor | None = getattr(student, str(self.on))
         if theirs is None or ours is None:
             raise RunError(f"Distillation: the outputs for the batch hold no {self.on}")
         valid = torch.ones_like(ours[..., 0], dtype=torch.bool) if student.valid is None else student.valid

@@ -18,7 +18,8 @@ from torch import nn
 
 from mmcl import assets
 from mmcl.errors import ConfigError, near
-from mmcl.modules.clip_weights import load_weights, read_weights
+from mmcl.modules.clip_weights import load_weights
+from mmcl.modules.weight_files import read_weights
 
 CONFIG = "open_clip_config.json"
 WEIGHTS = (

@@ -1,23 +1,16 @@
-"""Files of CLIP weights: open_clip's, mmcl's snapshots and checkpoints, in any floating type."""
+"""CLIP weights in open_clip's naming, or one that open_clip converts."""
 
 from __future__ import annotations
 
-import pickle
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import open_clip
-import torch
 from open_clip.convert import convert_state_dict
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from mmcl.errors import ConfigError
+from mmcl.modules.weight_files import difference
 
-PREFIXES = ("module.network.", "network.", "module.")
-"""Where the network lies in a checkpoint of mmcl, of a module trained alone, of DDP."""
 NO_WEIGHTS = (
     "input_resolution",
     "context_length",
@@ -25,36 +18,6 @@ NO_WEIGHTS = (
     "attn_mask",
     "text.transformer.embeddings.position_ids",
 )
-
-
-def read_weights(file: Path) -> dict[str, Tensor]:
-    """The network's tensors in a safetensors file or a torch file (read with ``weights_only=True``), in float32.
-
-    Raises:
-        ConfigError: there is no such file, or it holds no weights.
-    """
-    if not file.is_file():
-        raise ConfigError(f"checkpoint '{file}': there is no such file")
-    try:
-        if file.suffix == ".safetensors":
-            content: Any = load_file(file)
-        else:
-            content = torch.load(file, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, ValueError, pickle.UnpicklingError, SafetensorError, EOFError) as error:
-        reason = str(error).strip().split("\n", 1)[0]
-        raise ConfigError(f"checkpoint '{file}' cannot be read: {reason}") from error
-    for key in ("state_dict", "network"):  # of Lightning and others; of mmcl's checkpoints
-        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
-            content = content[key]
-    tensors = {k: v for k, v in content.items() if isinstance(v, Tensor)} if isinstance(content, Mapping) else {}
-    for prefix in PREFIXES:
-        inner = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
-        if inner:
-            tensors = inner
-            break
-    if not tensors:
-        raise ConfigError(f"checkpoint '{file}' holds no weights")
-    return {k: v.float() if v.is_floating_point() else v for k, v in tensors.items()}
 
 
 def load_weights(network: nn.Module, weights: dict[str, Tensor], file: Path, model: str) -> None:
@@ -76,20 +39,7 @@ def load_weights(network: nn.Module, weights: dict[str, Tensor], file: Path, mod
     for name in ("logit_scale", "logit_bias"):  # a scalar or one element, by the age of the file
         if name in weights and name in expected and weights[name].numel() == expected[name].numel():
             weights[name] = weights[name].reshape(expected[name].shape)
-    difference = _difference(expected, weights)
-    if difference:
-        raise ConfigError(f"checkpoint '{file}' is of another architecture than '{model}': {difference}")
+    found = difference(expected, weights)
+    if found:
+        raise ConfigError(f"checkpoint '{file}' is of another architecture than '{model}': {found}")
     network.load_state_dict(weights)
-
-
-def _difference(expected: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> str | None:
-    for name, tensor in expected.items():
-        if name in weights and weights[name].shape != tensor.shape:
-            return f"'{name}' is {tuple(weights[name].shape)} in the file and {tuple(tensor.shape)} in the model"
-    for name, tensor in expected.items():
-        if name not in weights:
-            return f"'{name}' is missing in the file and {tuple(tensor.shape)} in the model"
-    for name, tensor in weights.items():
-        if name not in expected:
-            return f"'{name}' is {tuple(tensor.shape)} in the file and missing in the model"
-    return None
