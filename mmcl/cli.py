@@ -133,6 +133,8 @@ def _data(arguments: list[str]) -> int:
     parser.add_argument("names", nargs="*", help="what to get")
     given = parser.parse_args(arguments)
     if given.action == "list":
+        if given.names:
+            raise ConfigError("mmcl data list takes no names")
         data_command.list_assets()
     elif given.names:
         data_command.get_assets(given.names)
