@@ -12,6 +12,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
 import torch
@@ -54,6 +55,7 @@ class ModuleContract(Protocol):
         paddings: batch keys of rows of different lengths, and what fills them up.
         packing: how documents become samples; None where a sample of the shards is one of the module's.
         sample_tokens: tokens of one sample, where that is fixed.
+        formats: what `export` writes, the peer library's own form first.
         lr: the learning rate before schedule and task have scaled it.
         schedule: factor on it over a task's steps.
     """
@@ -67,6 +69,7 @@ class ModuleContract(Protocol):
     paddings: Mapping[str, float]
     packing: Packing | None
     sample_tokens: int | None
+    formats: tuple[str, ...]
     lr: float
     schedule: Schedule
 
@@ -81,6 +84,7 @@ class ModuleContract(Protocol):
     def sites(self, kind: str) -> list[Site]: ...
     def check(self, stream: Stream) -> None: ...
     def grow(self, task: Task) -> None: ...
+    def export(self, folder: Path, format: str) -> None: ...
     def after_step(self) -> None: ...
     def parameter_groups(self) -> list[ParameterGroup]: ...
     def build_optimizer(self, groups: list[ParameterGroup]) -> Optimizer: ...

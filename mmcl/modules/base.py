@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from mmcl import weights
 from mmcl.collate import collate
 from mmcl.errors import ConfigError, near
 from mmcl.outputs import Batch, Objective, Outputs, Packing, Recorded, Site
@@ -43,6 +46,7 @@ class Module(Recorded, pl.LightningModule):
     pair: tuple[str, str] | None = None
     paddings: Mapping[str, float] = MappingProxyType({})
     packing: Packing | None = None
+    formats: tuple[str, ...] = ("safetensors",)
     sample_tokens: int | None = None
     network: nn.Module
 
@@ -103,6 +107,21 @@ class Module(Recorded, pl.LightningModule):
         """
         kinds = sorted(p.removeprefix("sites.") for p in self.provides if p.startswith("sites."))
         raise ConfigError(f"{type(self).__name__} has no sites of kind '{kind}'; {near(kind, kinds)}")
+
+    def export(self, folder: Path, format: str) -> None:
+        """Write the network for its peer library, adapters folded in.
+
+        Args:
+            folder: exists and is empty.
+            format: one of `formats`; every module offers ``safetensors``, the bare weights by name.
+
+        Raises:
+            ConfigError: a format that the module does not offer.
+        """
+        if format not in self.formats:
+            raise ConfigError(f"{type(self).__name__} is not exported as '{format}'; {near(format, self.formats)}")
+        found = weights.read(self.network)
+        save_file({k: v.detach().cpu().contiguous().clone() for k, v in found.items()}, folder / "model.safetensors")
 
     def check(self, stream: Stream) -> None:
         """Refuse a stream that this module cannot serve, before anything is written.
