@@ -78,9 +78,10 @@ def compose(vision: Path, text: Path, config: Mapping[str, Any], out: Path, seed
     taken |= {f"text.transformer.{name}": value for name, value in load_file(text / "model.safetensors").items()}
     # The towers' own heads (ImageNet's classes, BERT's pooler) have no place in the composition.
     own |= {name: value for name, value in taken.items() if name in own}
-    untrained = [name for name in own if name not in taken]
-    if not all(name.startswith(("visual.head.", "text.proj")) or name == "logit_scale" for name in untrained):
-        raise RunError(f"the towers lack weights of the configuration: {', '.join(untrained)}")
+    random = ("visual.head.", "text.proj", "logit_scale")
+    lacking = [name for name in own if name not in taken and not name.startswith(random)]
+    if lacking:
+        raise RunError(f"the towers lack {len(lacking)} weights of the configuration, among them {lacking[0]}")
     network.load_state_dict(own)
     save_file({name: value.contiguous() for name, value in own.items()}, out / "open_clip_model.safetensors")
 
