@@ -20,7 +20,11 @@ from mmcl.errors import ConfigError, RunError
 
 Client = Literal["pip", "npm", "apt"]
 PROGRAMS: dict[Client, str] = {"pip": "pip", "npm": "npm", "apt": "apt-get"}
-HINTS: dict[Client, str] = {"pip": "", "npm": "", "apt": "; `apt-get update` renews the list of packages"}
+HINTS: dict[Client, str] = {
+    "pip": "is there a network?",
+    "npm": "is there a network?",
+    "apt": "run `apt-get update`, which renews the list of packages; the versions are those of Debian 12",
+}
 ERRORS = ("ERROR:", "E:", "npm error", "npm ERR!")
 
 
@@ -96,7 +100,7 @@ def _download(package: Package, program: str, folder: Path) -> Path:
         lines = [line.strip() for line in (done.stderr + done.stdout).splitlines()]
         errors = [line for line in lines if line.startswith(ERRORS) and not line.startswith("npm error code")]
         reason = errors[0] if errors else f"{PROGRAMS[package.client]} left {len(files)} files"
-        raise RunError(f"{pinned} cannot be downloaded: {reason}{HINTS[package.client]}")
+        raise RunError(f"{pinned} cannot be downloaded: {reason}; {HINTS[package.client]}")
     return files[0]
 
 

@@ -178,7 +178,9 @@ def test_another_archive_than_the_pinned_one_is_refused(shop: Shop) -> None:
 
 def test_a_missing_client_and_a_missing_package_are_one_line(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
     shop.asset(Package("apt", "nothing", "2", "0" * 64))
-    with pytest.raises(RunError, match=r"^nothing=2 cannot be downloaded: ERROR: no nothing=2 in .*; `apt-get update`"):
+    with pytest.raises(
+        RunError, match=r"^nothing=2 cannot be downloaded: ERROR: no nothing=2 in .*; run `apt-get update`"
+    ):
         assets.get("things", quiet)
     shop.asset(shop.package("npm"))
     monkeypatch.setenv("PATH", str(shop.folder))
