@@ -21,6 +21,7 @@ USAGE = """usage: mmcl <command> [options]
   validate   score a checkpoint on the small fixed subsets of the evaluation sets
   test       score a checkpoint on the full evaluation sets
   predict    write a checkpoint's predictions on the evaluation sets
+  export     a run's model for open_clip, transformers, timm, or as safetensors
   report     tables, plots and one HTML page from one run or several
   list       strategies, modules, benchmarks or configs
   data       real data sets and pretrained models: list them, fetch them
@@ -37,7 +38,7 @@ exit codes: 0 done; 2 refused at start-up, nothing written; 1 a fault while runn
 """
 
 TRAINER_COMMANDS = ("fit", "validate", "test", "predict")
-COMMANDS = (*TRAINER_COMMANDS, "report", "list", "data")
+COMMANDS = (*TRAINER_COMMANDS, "export", "report", "list", "data")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -94,6 +95,8 @@ def _dispatch(arguments: list[str]) -> int:
         return _data(rest)
     if command == "report":
         return _report(rest)
+    if command == "export":
+        return _export(rest)
     if command not in TRAINER_COMMANDS:
         raise ConfigError(f"unknown command '{command}'; {near(command, COMMANDS)}")
     seeds, rest = _seeds(rest)
@@ -141,6 +144,23 @@ def _data(arguments: list[str]) -> int:
     else:
         raise ConfigError("mmcl data get: say what (`mmcl data list` has the names)")
     return 0
+
+
+def _export(arguments: list[str]) -> int:
+    parser = Parser(prog="mmcl export", description="A run's model for its peer library.")
+    parser.add_argument("run", type=Path, help="run folder")
+    parser.add_argument("--to", type=Path, required=True, help="new folder")
+    parser.add_argument(
+        "--format", default="", help="open_clip, transformers, timm, safetensors (default: the first it has)"
+    )
+    parser.add_argument("--ckpt_path", default="last", help="last, task-K or a path (default: last)")
+    parser.add_argument("--variant", default="", help="other evaluation weights of a strategy")
+    given = parser.parse_args(arguments)
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    from mmcl.commands import run_export
+    from mmcl.export import Export
+
+    return run_export(given.run, given.ckpt_path, Export(given.to, given.format, given.variant))
 
 
 def _report(arguments: list[str]) -> int:

@@ -22,6 +22,7 @@ from mmcl import trainer as lightning
 from mmcl.dry_run import dry_run
 from mmcl.errors import ConfigError, MmclError, RunError
 from mmcl.evaluate import Cell
+from mmcl.export import Export, export
 from mmcl.interrupt import Interrupted
 from mmcl.modules.base import Module
 from mmcl.predict import predict
@@ -208,6 +209,26 @@ class MmclCLI(LightningCLI):
             print(path)
 
 
+class ExportCLI(MmclCLI):
+    """`mmcl export`: the command line of `predict`, another end."""
+
+    wanted: Export
+
+    def predict(self, ckpt_path: str | None = "last", **_: Any) -> None:
+        """Write the model of a checkpoint for its peer library."""
+        print(export(self.runner(), ckpt_path or "last", self.wanted))
+
+
+def run_export(run: Path, ckpt_path: str, wanted: Export) -> int:
+    """Export a run's model; returns the exit code."""
+    config = run / "config.yaml"
+    if not config.is_file():
+        raise ConfigError(f"{run} is no run folder: it has no config.yaml")
+    cli = type("ExportCLI", (ExportCLI,), {"wanted": wanted})
+    arguments = ["--config", str(config), "--run_dir", str(run), "--ckpt_path", ckpt_path, "--trainer.logger", "false"]
+    return run_command("predict", arguments, cli)
+
+
 def _cell(cell: Cell) -> dict[str, Any]:
     return {"value": cell.result.value, "count": cell.result.count, "metrics": cell.result.metrics}
 
@@ -224,13 +245,13 @@ def identity(typed: Mapping[str, Any]) -> dict[str, Any]:
     return kept
 
 
-def run_command(command: str, arguments: list[str]) -> int:
+def run_command(command: str, arguments: list[str], cli: type[MmclCLI] = MmclCLI) -> int:
     """Parse and run one of the Trainer's commands; returns the exit code."""
     quiet()
     folder, arguments = presets.default_run_dir(arguments)
     arguments = [*_written_out(arguments), "--run_dir", str(folder)]
     try:
-        MmclCLI(
+        cli(
             Module,
             plugins.load("datamodules", "StreamDataModule"),
             subclass_mode_model=True,

@@ -124,13 +124,17 @@ class Session:
         """Whether this process writes."""
         return bool(self.trainer.is_global_zero)
 
-    def set_up(self) -> None:
-        """Structure: the same in a new run, in a resumed one and in a test."""
+    def build(self) -> None:
+        """Structure: the same in a new run, in a resumed one, in a test and in an export."""
         self.engine.to(lightning.device(self.trainer))
         seeds.reseed(self.options.seed, "setup")
         for strategy in self.composition.of("setup"):
             strategy.setup(self.stream)
         self._place()
+
+    def set_up(self) -> None:
+        """Structure, and the record of the run."""
+        self.build()
         plans = [self._plan_entry(t) for t in self.stream.tasks]
         self.record = Record(self.folder, self.stream, self._header(), plans, self.is_main)
 

@@ -1,0 +1,92 @@
+"""A run's model in the form of its peer library: open_clip, transformers, timm, or bare safetensors."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from mmcl import checkpoint
+from mmcl import trainer as lightning
+from mmcl.compose import check
+from mmcl.errors import ConfigError, near
+from mmcl.record import versions
+from mmcl.runner import Runner
+
+RECORD = "export.json"
+
+
+@dataclass(frozen=True)
+class Export:
+    """What to write.
+
+    Args:
+        to: folder that does not exist yet, or is empty.
+        format: one of the module's `formats`; "" takes the first, its peer library's own.
+        variant: of the evaluation weights; "" is the default one.
+    """
+
+    to: Path
+    format: str = ""
+    variant: str = ""
+
+
+def export(runner: Runner, ckpt_path: str, wanted: Export) -> Path:
+    """Write the evaluation weights of a checkpoint, adapters folded in. No data are opened.
+
+    Args:
+        runner: of the run.
+        ckpt_path: ``last``, ``task-K`` or a path.
+        wanted: where and how.
+
+    Returns:
+        The folder. Beside the peer library's files it holds export.json: run, checkpoint, variant, version.
+
+    Raises:
+        ConfigError: the folder has something in it, or the format, variant or checkpoint is unknown.
+    """
+    module, formats = runner.module, runner.module.formats
+    form = wanted.format or formats[0]
+    if form not in formats:
+        raise ConfigError(f"--format {form}: {type(module).__name__} is exported as {', '.join(formats)}")
+    variants = runner.composition.variants()
+    if wanted.variant and wanted.variant not in variants:
+        raise ConfigError(f"--variant {wanted.variant}: {near(wanted.variant, variants)}")
+    if wanted.to.exists() and (not wanted.to.is_dir() or any(wanted.to.iterdir())):
+        raise ConfigError(f"--to {wanted.to}: there is something already; name a new folder")
+    if runner.trainer.world_size > 1:
+        raise ConfigError("export runs in one process; set --trainer.devices 1")
+    check(runner.composition.strategies, module, lightning.facts(runner.trainer))
+    module.check(runner.stream)
+    path = runner.resolve(ckpt_path)
+    done: Path = lightning.launch(runner.trainer, lambda: _write(runner, path, wanted, form))
+    return done
+
+
+def _write(runner: Runner, path: Path, wanted: Export, form: str) -> Path:
+    content = checkpoint.load(path)
+    runner.build()
+    runner.load(content, path)
+    temporary = wanted.to.with_name(f".{wanted.to.name}.partial")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    try:
+        with runner.composition.eval_weights(wanted.variant), runner.engine.evaluation_mode():
+            runner.module.export(temporary, form)
+        record = {
+            "format": form,
+            "run": runner.folder.path.name,
+            "checkpoint": path.name,
+            "task": runner.progress.task,
+            "step": runner.progress.step,
+            "variant": wanted.variant,
+            "mmcl": versions()["mmcl"],
+        }
+        (temporary / RECORD).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+        if wanted.to.exists():
+            wanted.to.rmdir()
+        temporary.rename(wanted.to)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return wanted.to
