@@ -17,8 +17,8 @@ from mmcl.errors import RunError
 
 VOICES = {"en": "en_US_f_Allison", "es": "es_MX_f_Allison", "fr": "fr_CA_f_June"}
 TEST = 0.2
-SHORTEST = 0.3
-"""Seconds below which a clip is left out."""
+SHORTEST, LONGEST = 0.3, 30.0
+"""Seconds outside which a clip is left out; Whisper hears 30."""
 
 _WHOLLY_BRACKETED = re.compile(r"[\[(<].*[\])>]")
 _NOTE = re.compile(r"\s*[\[(<][^\[\](<>)]*[\])>]$")
@@ -64,8 +64,13 @@ def build_asterisk(unpacked: Mapping[str, Path], out: Path) -> None:
             f"{language}-",
             {
                 split: (
-                    {"__key__": f"{language}/{c.key}", "wav": c.wav, "txt": c.text, "json": {"language": language}}
-                    for c in side
+                    {
+                        "__key__": f"{language}/{clip.key}",
+                        "wav": clip.wav,
+                        "txt": clip.text,
+                        "json": {"language": language, "seconds": round(clip.seconds, 3)},
+                    }
+                    for clip in side
                 )
                 for split, side in sides.items()
             },
@@ -99,6 +104,8 @@ def _read(texts: Path, sounds: Path) -> tuple[list[Clip], Counter[str]]:
             clip = _clip(key, text, file)
             if clip.seconds < SHORTEST:
                 skipped[f"under {SHORTEST} s"] += 1
+            elif clip.seconds > LONGEST:
+                skipped[f"over {LONGEST:.0f} s"] += 1
             else:
                 clips[key] = clip
     return list(clips.values()), skipped
@@ -151,4 +158,5 @@ ASTERISK = Asset(
         }.items()
     ),
     build=build_asterisk,
+    recipe=2,
 )

