@@ -72,4 +72,5 @@ class AudioTransform:
             raise SampleError("the recording has samples that are not finite numbers")
         if audio.rate == self.rate:
             return waveform.contiguous().float()
-        return resample(waveform.float(), audio.rate, self.rate)
+        heard: Tensor = resample(waveform.float(), audio.rate, self.rate)
+        return heard
