@@ -1,0 +1,71 @@
+"""Every kind of module with a small stream of its own; run as a script it trains one of them.
+
+python cases.py CASE SHARDS RUN [--devices N] [--kill COUNT DONE]
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+import torch
+
+from mmcl import Strategy, Stream
+from mmcl import trainer as lightning
+from mmcl.datamodules import StreamDataModule
+from mmcl.modules.base import Module
+from mmcl.runner import Runner, RunOptions
+
+Case = tuple[Callable[[], Module], Callable[[Path], Stream]]
+BATCH = 8
+
+
+def found() -> dict[str, Case]:
+    """name -> (module, stream), out of every file ``tiny_*.py`` beside this one."""
+    cases: dict[str, Case] = {}
+    for file in sorted(Path(__file__).parent.glob("tiny_*.py")):
+        own: dict[str, Case] = importlib.import_module(file.stem).CASES
+        assert not cases.keys() & own.keys(), f"{file.name}: a case of this name is there already"
+        cases |= own
+    return cases
+
+
+def run(case: str, shards: Path, folder: Path, strategies: Sequence[Strategy] = (), devices: int = 1) -> dict[str, Any]:
+    """Train a case from its start, or from where the folder stands."""
+    module, stream = found()[case]
+    shards.mkdir(parents=True, exist_ok=True)
+    torch.manual_seed(0)
+    data = StreamDataModule(stream(shards), batch_size=BATCH, eval_batch_size=5)
+    trainer = lightning.make(accelerator="cpu", devices=devices, enable_progress_bar=False, log_every_n_steps=2)
+    # Modules may lie in a folder that is another one in each process.
+    options = RunOptions(run_dir=folder, save_every=2, identity={"case": case})
+    return Runner(data, module(), strategies, trainer, options).fit()
+
+
+def main() -> None:
+    """The script: with LwF and slow weights, killed at a chosen forward where that is asked for."""
+    from moments import SignalAt
+
+    from mmcl.strategies import LwF, MomentumInterpolation
+
+    parser = argparse.ArgumentParser()
+    parser.add_argument("case")
+    parser.add_argument("shards", type=Path)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--devices", type=int, default=1)
+    parser.add_argument("--kill", nargs=3, metavar=("STAGE", "COUNT", "DONE"), default=("fit", "0", "/dev/null"))
+    given = parser.parse_args()
+    stage, count, done = given.kill
+    kill = SignalAt(signal.SIGKILL, stage, int(count), done)
+    run(given.case, given.shards, given.folder, [LwF(), MomentumInterpolation(0.9), kill], given.devices)
+
+
+if __name__ == "__main__":
+    main()

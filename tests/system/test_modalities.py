@@ -1,0 +1,140 @@
+"""Every module with every strategy of the core: trained, interrupted, on two processes, exported."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import cases
+import pytest
+import tiny
+import torch
+
+from mmcl import Strategy
+from mmcl.outputs import Batch, Forward, Outputs
+from mmcl.strategies import (
+    Distillation,
+    LwF,
+    MomentumInterpolation,
+    WeightConsolidation,
+    WeightEnsemble,
+    WeightInterpolation,
+)
+from mmcl.strategy import StepContext
+
+CASES = sorted(cases.found())
+
+
+def strategies(name: str) -> list[Strategy]:
+    """The strategies of part of the list that go together; three sets hold all of them."""
+    if name == "ensemble":
+        return [LwF(), WeightEnsemble(2), WeightConsolidation(0.01)]
+    if name == "momentum":
+        return [Distillation("initial", None), MomentumInterpolation(0.9)]
+    return [WeightInterpolation(0.5, alphas=(0.0, 1.0))]
+
+
+class Cut(BaseException):
+    """Ends a run at once, as a killed process does: nothing is saved."""
+
+
+class CutAt(Strategy):
+    """Raises at a chosen forward of a stage."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stage, self.count = "fit", 0
+
+    def wrap_forward(self, next: Forward, batch: Batch, context: StepContext) -> Outputs:
+        if context.stage == self.stage:
+            self.count -= 1
+            if self.count == 0:
+                raise Cut
+        return next(batch)
+
+
+def cut_at(stage: str = "fit", count: int = 0) -> CutAt:
+    strategy = CutAt()
+    strategy.stage, strategy.count = stage, count
+    return strategy
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("cases")
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("chosen", ["ensemble", "momentum", "interpolation"])
+def test_strategies_serve_every_module(case: str, chosen: str, shards: Path, tmp_path: Path) -> None:
+    results = cases.run(case, shards / case, tmp_path / "run", strategies(chosen))
+    assert results["run"]["status"] == "finished"
+    values = torch.tensor(results["matrix"]["values"], dtype=torch.float64)
+    assert values.shape[0] == 3 and bool(values.isfinite().all())
+    assert all(task["steps"] > 0 for task in results["tasks"])
+    start, end = tiny.network(tmp_path / "run", "task-1"), tiny.network(tmp_path / "run", "task-2")
+    assert any(not torch.equal(start[k], end[k]) for k in start if start[k].shape == end[k].shape)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_an_interrupted_run_ends_with_the_same_weights(case: str, shards: Path, tmp_path: Path) -> None:
+    """Cut in the first task, in the evaluation after it and in the second task, and continued from the disk."""
+
+    def with_cut(stage: str = "fit", count: int = 0) -> list[Strategy]:
+        return [LwF(), MomentumInterpolation(0.9), cut_at(stage, count)]
+
+    whole = cases.run(case, shards / case, tmp_path / "whole", with_cut())
+    cut = tmp_path / "cut"
+    for stage, count in (("fit", 4), ("test", 1), ("fit", 3)):
+        with pytest.raises(Cut):
+            cases.run(case, shards / case, cut, with_cut(stage, count))
+    again = cases.run(case, shards / case, cut, with_cut())
+    assert again["matrix"] == whole["matrix"]
+    for name in ("last", "task-1", "task-2"):
+        a, b = tiny.network(tmp_path / "whole", name), tiny.network(cut, name)
+        assert a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", CASES)
+def test_killed_processes_end_with_the_same_weights(case: str, shards: Path, tmp_path: Path) -> None:
+    """SIGKILL at three moments."""
+    assert script(case, shards / case, tmp_path / "whole").returncode == 0
+    for i, (stage, count) in enumerate((("fit", 4), ("fit", 8), ("test", 2))):
+        ran = script(case, shards / case, tmp_path / "cut", "--kill", stage, str(count), str(tmp_path / f"done-{i}"))
+        assert ran.returncode == -9, ran.stderr
+    ran = script(case, shards / case, tmp_path / "cut")
+    assert ran.returncode == 0, ran.stderr
+    assert tiny.results(tmp_path / "cut")["matrix"] == tiny.results(tmp_path / "whole")["matrix"]
+    for name in ("task-1", "task-2"):
+        a, b = tiny.network(tmp_path / "whole", name), tiny.network(tmp_path / "cut", name)
+        assert all(torch.equal(a[k], b[k]) for k in a)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", CASES)
+def test_two_processes_see_what_one_sees(case: str, shards: Path, tmp_path: Path) -> None:
+    one, two = tmp_path / "one", tmp_path / "two"
+    assert script(case, shards / case, one).returncode == 0
+    ran = script(case, shards / case, two, "--devices", "2")
+    assert ran.returncode == 0, ran.stderr
+    a, b = tiny.results(one), tiny.results(two)
+    assert a["matrix"]["counts"] == b["matrix"]["counts"]
+    assert [t["samples"] for t in a["stream"]["tasks"]] == [t["samples"] for t in b["stream"]["tasks"]]
+    first = [torch.tensor(r["matrix"]["values"][0], dtype=torch.float64) for r in (a, b)]
+    torch.testing.assert_close(*first, rtol=1e-5, atol=1e-6)  # row 0: the same model on one process and on two
+
+
+def script(case: str, shards: Path, folder: Path, *more: str) -> subprocess.CompletedProcess[str]:
+    file = Path(cases.__file__)
+    command: list[Any] = [sys.executable, file, case, shards, folder, *more]
+    return subprocess.run(command, env=tiny.environment(), text=True, capture_output=True, timeout=300)
+
+
+def test_cases_cover_every_module() -> None:
+    from mmcl import plugins
+
+    made = {type(make()).__name__ for make, _ in cases.found().values()}
+    assert made == set(plugins.listing("modules")), "add a case to tests/support/tiny_*.py"
