@@ -9,16 +9,16 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import open_clip
 from torch import nn
 
-from mmcl import assets
 from mmcl.errors import ConfigError, near
+from mmcl.modules import places
 from mmcl.modules.clip_weights import load_weights
+from mmcl.modules.places import line
 from mmcl.modules.weight_files import read_weights
 
 CONFIG = "open_clip_config.json"
@@ -29,7 +29,6 @@ WEIGHTS = (
     "model.safetensors",
     "pytorch_model.bin",
 )
-LOCAL = ("local-dir:", "asset:", "package:")
 CLIP_VOCABULARY = 49408
 FAULTS = (OSError, RuntimeError, ValueError, TypeError, KeyError, AssertionError, ImportError)
 
@@ -71,7 +70,7 @@ class CLIPSource:
                     name, pretrained=pretrained, load_weights=pretrained is not None, pretrained_text=False
                 )
             except FAULTS as error:
-                raise ConfigError(f"model '{self.model}': open_clip cannot build it: {_line(error)}") from error
+                raise ConfigError(f"model '{self.model}': open_clip cannot build it: {line(error)}") from error
         return network.float()
 
     def _resolved(self) -> dict[str, Any]:
@@ -112,7 +111,7 @@ class CLIPSource:
                 network: nn.Module = open_clip.create_model(self.model, require_pretrained=True)
         except FAULTS as error:
             raise ConfigError(
-                f"model '{self.model}' cannot be fetched from the hub: {_line(error)}; without a network give a "
+                f"model '{self.model}' cannot be fetched from the hub: {line(error)}; without a network give a "
                 "`local-dir:` folder"
             ) from error
         return network.float()
@@ -129,7 +128,7 @@ class CLIPSource:
                 raise ConfigError(
                     f"model '{self.model}' has no pretrained tag '{pretrained}'; {hint} (a file: `checkpoint`)"
                 )
-        if self.model.startswith(LOCAL) and not (checkpoint or random_init or self.weights):
+        if self.model.startswith(places.KINDS) and not (checkpoint or random_init or self.weights):
             raise ConfigError(
                 f"model '{self.model}': no weights in {self.folder} (looked for {', '.join(WEIGHTS)}); "
                 "give `checkpoint` or `random_init: true`"
@@ -158,7 +157,7 @@ class CLIPSource:
                 self._check_end(found.tokenizer, text)
                 return found
         except FAULTS as error:
-            raise ConfigError(f"model '{self.model}': its tokenizer cannot be loaded: {_line(error)}") from error
+            raise ConfigError(f"model '{self.model}': its tokenizer cannot be loaded: {line(error)}") from error
         if text.get("vocab_size", CLIP_VOCABULARY) < CLIP_VOCABULARY:
             raise ConfigError(
                 f"model '{self.model}': vocab_size {text['vocab_size']} is too small for CLIP's own tokenizer "
@@ -198,12 +197,11 @@ def find(model: str) -> CLIPSource:
     """
     if model.startswith("hf-hub:"):
         return CLIPSource(model)
-    if model.startswith("local-dir:"):
-        return _folder(model, Path(model.removeprefix("local-dir:")).expanduser().resolve())
-    if model.startswith("asset:"):
-        return _folder(model, assets.folder(model.removeprefix("asset:")))
-    if model.startswith("package:"):
-        return _folder(model, _package_folder(model))
+    folder = places.folder(model)
+    if folder is not None:
+        config = _read_config(model, folder / CONFIG)
+        weights = next((folder / name for name in WEIGHTS if (folder / name).is_file()), None)
+        return CLIPSource(model, config, folder, weights)
     if model.endswith(".json"):
         file = Path(model).expanduser().resolve()
         return CLIPSource(model, _read_config(model, file), file.parent)
@@ -213,27 +211,11 @@ def find(model: str) -> CLIPSource:
     raise ConfigError(f"model '{model}' is no architecture of open_clip; {hint} (a folder: local-dir:PATH)")
 
 
-def _folder(model: str, folder: Path) -> CLIPSource:
-    if not folder.is_dir():
-        raise ConfigError(f"model '{model}': there is no folder {folder}")
-    config = _read_config(model, folder / CONFIG)
-    weights = next((folder / name for name in WEIGHTS if (folder / name).is_file()), None)
-    return CLIPSource(model, config, folder, weights)
-
-
-def _package_folder(model: str) -> Path:
-    package, _, inner = model.removeprefix("package:").partition("/")
-    try:
-        return Path(str(resources.files(package).joinpath(inner)))
-    except (ImportError, ValueError, TypeError) as error:
-        raise ConfigError(f"model '{model}': there is no package '{package}' ({_line(error)})") from error
-
-
 def _read_config(model: str, file: Path) -> dict[str, Any]:
     try:
         config = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise ConfigError(f"model '{model}': {file} cannot be read: {_line(error)}") from error
+        raise ConfigError(f"model '{model}': {file} cannot be read: {line(error)}") from error
     config = config if "model_cfg" in config else {"model_cfg": config}
     missing = [key for key in ("embed_dim", "vision_cfg", "text_cfg") if key not in config["model_cfg"]]
     if missing:
@@ -250,7 +232,3 @@ def _quiet() -> Iterator[None]:
         yield
     finally:
         logging.disable(before)
-
-
-def _line(error: BaseException) -> str:
-    return str(error).strip().split("\n", 1)[0] or type(error).__name__
