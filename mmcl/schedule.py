@@ -12,6 +12,15 @@ class Schedule:
     def __call__(self, step: int, steps: int) -> float:
         raise NotImplementedError
 
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({', '.join(f'{name}={value}' for name, value in vars(self).items())})"
+
+    def __eq__(self, other: object) -> bool:
+        return type(other) is type(self) and vars(other) == vars(self)
+
+    def __hash__(self) -> int:
+        return hash(repr(self))
+
 
 class WarmupCosine(Schedule):
     """Linear warm-up, then a cosine to `floor` (Loshchilov & Hutter, ICLR 2017).

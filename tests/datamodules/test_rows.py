@@ -1,0 +1,78 @@
+"""Rows of different lengths, rows that a module cannot use, and sources that a task mixes in."""
+
+from collections import Counter
+from dataclasses import replace
+
+import pytest
+import torch
+
+from mmcl.collate import collate
+from mmcl.datamodules import StreamDataModule
+from mmcl.errors import ConfigError, RunError, SampleError
+from mmcl.outputs import SKIP
+from mmcl.stream import Stream
+
+
+def row(key, length, width=None):
+    shape = (length,) if width is None else (length, width)
+    return {"__key__": key, "audio": torch.ones(shape)}
+
+
+def test_rows_of_different_lengths_are_filled_up():
+    batch = collate([row("a", 3), row("b", 5)], {"audio": -1.0, "tokens": 0})
+    assert batch["audio"].shape == (2, 5) and batch["audio_lengths"].tolist() == [3, 5]
+    assert batch["audio"][0].tolist() == [1, 1, 1, -1, -1]
+    assert collate([row("a", 3, 2), row("b", 1, 2)], {"audio": 0.0})["audio"].shape == (2, 3, 2)
+    with pytest.raises(RunError, match=r"'audio' of sample 'b' is \(5,\), but \(3,\)"):
+        collate([row("a", 3), row("b", 5)])
+    with pytest.raises(RunError, match="only lengths may differ"):
+        collate([row("a", 3, 2), row("b", 3, 4)], {"audio": 0.0})
+
+
+def picky(sample, augment):
+    """Uses no sample whose number ends in 3, and trains on none whose number ends in 5."""
+    number = int(sample["__key__"][1:])
+    if number % 10 == 3:
+        raise SampleError("it ends in 3")
+    return {"number": number} | ({SKIP: "it ends in 5"} if number % 10 == 5 else {})
+
+
+def bound(source, evals=(), **options):
+    from mmcl.stream import Budget, EvalSet, Task
+
+    task = Task("t", [source], Budget(steps=3))
+    data = StreamDataModule(Stream("s", [task], [EvalSet("e", s) for s in evals]), batch_size=4, **options)
+    data.bind(picky, seed=0)
+    return data, task
+
+
+def test_training_replaces_what_the_module_cannot_use(make_source):
+    data, task = bound(make_source((12,), ordered=True), max_bad=0.5)
+    batches = list(data.train_loader(task, positions={}, segment=0, first_step=0, steps=3))
+    assert [b["number"].tolist() for b in batches] == [[0, 1, 2, 4], [4, 6, 6, 7], [8, 9, 10, 11]]
+    assert SKIP not in batches[0]
+    assert data.bad.count == 2
+    assert any("s00003" in name and "it ends in 3" in name for name in data.bad.names)
+    assert any("s00005" in name and "it ends in 5" in name for name in data.bad.names)
+
+
+def test_evaluation_keeps_what_training_skips_and_stops_at_what_cannot_be_used(make_source):
+    source = make_source((12,))
+    data, _ = bound(source, evals=[replace(source, keys=["s00004", "s00005", "s00006"])])
+    (batch,) = data.eval_loader(data.stream.evals[0].source)
+    assert batch["number"].tolist() == [4, 5, 6]
+    with pytest.raises(RunError, match=r"s00003.*it ends in 3.*cannot leave samples out"):
+        list(data.eval_loader(source))
+
+
+def test_a_task_mixes_other_sources_in(make_source, make_data):
+    data = make_data(make_source((10,)), steps=4)
+    task = replace(data.stream.tasks[0], mix=[make_source((7,), "old", "p", share=0.25)])
+    data.stream = Stream("s", [task])
+    data.check()
+    plan = data.plan(task, task.mix)
+    assert (plan.own_per_batch, plan.counts) == (6, {"old": 2})
+    for batch in data.train_loader(task, task.mix, positions={}, segment=0, first_step=0, steps=4):
+        assert Counter(key[0] for key in batch["__key__"]) == {"s": 6, "p": 2}
+    with pytest.raises(ConfigError, match="each source of `mix` needs a `share`"):
+        replace(task, mix=[make_source((3,), "other", "o")])
