@@ -1,0 +1,130 @@
+"""Speech models of a few thousand weights, with shards of made-up sounds."""
+
+from __future__ import annotations
+
+import io
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import soundfile
+import torch
+from transformers import HubertConfig, Wav2Vec2Config
+
+from mmcl.datamodules.write import write_shard
+from mmcl.modules.base import Module
+from mmcl.modules.speech_codebook import fit_codebook
+from mmcl.modules.speech_pretraining import SpeechPretrainingModule
+from mmcl.outputs import Audio
+from mmcl.stream import Budget, EvalSet, Source, Stream, Task
+
+RATE = 2000
+SOUNDS = {"rise": 1.5, "fall": 0.6}
+COMMON: dict[str, Any] = {
+    "hidden_size": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 24,
+    "conv_dim": [12, 12],
+    "conv_kernel": [8, 4],
+    "conv_stride": [8, 4],
+    "num_conv_pos_embeddings": 6,
+    "num_conv_pos_embedding_groups": 2,
+    "feat_extract_norm": "layer",
+    "mask_time_prob": 0.05,
+    "hidden_dropout": 0.0,
+    "attention_dropout": 0.0,
+    "layerdrop": 0.0,
+}
+
+
+def sounds(kind: str, count: int, seed: int = 0) -> Iterator[Audio]:
+    """Tones that rise or fall, between 0.6 and 1.1 seconds."""
+    random = np.random.default_rng([seed, len(kind)])
+    for _ in range(count):
+        time = np.arange(int(RATE * random.uniform(0.6, 1.1))) / RATE
+        pitch = random.uniform(80, 300)
+        wave = np.sin(2 * np.pi * pitch * time ** SOUNDS[kind]) + 0.1 * random.standard_normal(len(time))
+        yield Audio((0.3 * wave).astype(np.float32), RATE)
+
+
+def wav(audio: Audio) -> bytes:
+    """The recording as a file."""
+    file = io.BytesIO()
+    soundfile.write(file, audio.samples, audio.rate, format="WAV")
+    return file.getvalue()
+
+
+def write_sounds(file: Path, kind: str, count: int, seed: int = 0) -> Source:
+    """A shard of recordings with captions."""
+    rows = (
+        {"__key__": f"{kind}-{i:02d}", "wav": wav(audio), "txt": f"tone number {i} will {kind}"}
+        for i, audio in enumerate(sounds(kind, count, seed))
+    )
+    write_shard(file, rows)
+    return Source([str(file)], name=kind, fields={"audio": ("wav",)})
+
+
+def stream(folder: Path) -> Stream:
+    """Two tasks of six steps, each with a column, and a held-out one."""
+    sources = {kind: write_sounds(folder / f"{kind}.tar", kind, 18) for kind in SOUNDS}
+    held = write_sounds(folder / "held.tar", "rise", 7, seed=1)
+    return Stream(
+        "tones",
+        [Task(kind, [source], Budget(steps=6), evaluates=kind) for kind, source in sources.items()],
+        [EvalSet(kind, source, "objective", group="trained", subset=8) for kind, source in sources.items()]
+        + [EvalSet("held", held, "objective")],
+        {"reference": sources["rise"]},
+    )
+
+
+def write_config(folder: Path, config: Any) -> Path:
+    """A configuration alone."""
+    folder.mkdir(parents=True, exist_ok=True)
+    file = folder / f"{config.model_type}.json"
+    config.to_json_file(file, use_diff=False)
+    return file
+
+
+def wav2vec2(folder: Path | None = None, **changes: Any) -> SpeechPretrainingModule:
+    """A wav2vec 2.0 with random weights; `changes` go to its configuration."""
+    folder = folder or Path(tempfile.mkdtemp())
+    own = {"codevector_dim": 8, "proj_codevector_dim": 8, "num_codevectors_per_group": 6, "num_codevector_groups": 2}
+    config = Wav2Vec2Config(**(COMMON | own | {"feat_quantizer_dropout": 0.0, "feat_proj_dropout": 0.0} | changes))
+    return SpeechPretrainingModule(
+        str(write_config(folder, config)), random_init=True, mask_span=4, distractors=5, rate=RATE, lr=1e-3
+    )
+
+
+def hubert(folder: Path | None = None, **changes: Any) -> SpeechPretrainingModule:
+    """A HuBERT with random weights and eight clusters."""
+    folder = folder or Path(tempfile.mkdtemp())
+    file = write_config(folder, HubertConfig(**(COMMON | {"feat_proj_dropout": 0.0} | changes)))
+    tones = [audio for kind in SOUNDS for audio in sounds(kind, 6)]
+    fit_codebook(tones, clusters=8, rate=RATE, window=32, hop=32).save(folder / "codebook.npz")
+    return SpeechPretrainingModule(
+        str(file),
+        random_init=True,
+        mask_span=4,
+        codebook=str(folder / "codebook.npz"),
+        code_width=8,
+        rate=RATE,
+        lr=1e-3,
+    )
+
+
+def batch_of(module: Module, kind: str = "rise", count: int = 4, seed: int = 0) -> dict[str, Any]:
+    """A collated batch of made-up sounds."""
+    rows = []
+    for i, audio in enumerate(sounds(kind, count, seed)):
+        torch.manual_seed(seed + i)
+        rows.append({**module.transform({"audio": audio}, False), "__key__": str(i), "__index__": i})
+    return module.collate(rows)
+
+
+CASES: dict[str, tuple[Callable[[], Module], Callable[[Path], Stream]]] = {
+    "wav2vec2": (wav2vec2, stream),
+    "hubert": (hubert, stream),
+}
