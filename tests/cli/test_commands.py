@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import tiny
+from safetensors.torch import load_file
 
 import mmcl as package
 from mmcl.errors import RunError
@@ -179,3 +180,23 @@ def test_the_same_from_python(finished: Path, home: Path, tmp_path: Path) -> Non
     assert results["matrix"]["values"] == tiny.results(finished)["matrix"]["values"]
     assert tiny.differences(finished, folder) == []
     assert run() == results
+
+
+def test_export_gives_the_weights_that_were_measured(mmcl: Mmcl, copy: Path, tmp_path: Path) -> None:
+    done = mmcl("export", copy, "--to", tmp_path / "out", "--format", "safetensors", "--ckpt_path", "task-1")
+    assert (done.code, done.out.strip()) == (0, str(tmp_path / "out"))
+    weights = load_file(tmp_path / "out" / "model.safetensors")
+    assert weights.keys() == tiny.network(copy, "task-1").keys()
+    record = json.loads((tmp_path / "out" / "export.json").read_text())
+    assert (record["run"], record["checkpoint"], record["task"]) == (copy.name, "task-1.ckpt", 0)
+    for arguments, message in (
+        (["--to", tmp_path / "out"], "there is something already"),
+        (["--to", tmp_path / "other", "--format", "onnx"], "--format onnx: CLIPModule is exported as"),
+        (["--to", tmp_path / "other", "--variant", "none"], "--variant none"),
+        (["--to", tmp_path / "other", "--ckpt_path", "task-9"], "no checkpoint"),
+        ([], "--to"),
+    ):
+        refused = mmcl("export", copy, *arguments)
+        assert refused.code == 2 and message in refused.err, refused.err
+        assert not (tmp_path / "other").exists()
+    assert "is no run folder" in mmcl("export", tmp_path, "--to", tmp_path / "other").err
