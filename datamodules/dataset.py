@@ -12,6 +12,7 @@ import torch
 from torch.utils.data import Dataset
 
 from mmcl.datamodules.order import mix
+from mmcl.datamodules.packed import PackedReader
 from mmcl.datamodules.reader import NO_LABEL, BadSample, SourceReader
 from mmcl.datamodules.sampler import Draw
 from mmcl.errors import MmclError, RunError, SampleError
@@ -42,7 +43,7 @@ class Pool:
         seed: of the pool in this task, for the order, the augmentation and the choice of captions.
     """
 
-    def __init__(self, name: str, readers: Sequence[SourceReader], seed: int) -> None:
+    def __init__(self, name: str, readers: Sequence[SourceReader | PackedReader], seed: int) -> None:
         self.name, self.readers, self.seed = name, list(readers), seed
         self._begins = np.cumsum([0, *map(len, self.readers)])
 
@@ -64,7 +65,7 @@ class Pool:
         """Whether any of its sources has labels."""
         return any("labels" in reader.present for reader in self.readers)
 
-    def locate(self, index: int) -> tuple[SourceReader, int]:
+    def locate(self, index: int) -> tuple[SourceReader | PackedReader, int]:
         """The reader of a sample, and the sample's place there."""
         which = int(np.searchsorted(self._begins, index, side="right")) - 1
         return self.readers[which], index - int(self._begins[which])

@@ -13,10 +13,12 @@ from mmcl.collate import collate as stack
 from mmcl.datamodules.dataset import BAD, BatchDataset, Collate, Pool, Purpose, Transform
 from mmcl.datamodules.loader import BadSamples, StreamLoader
 from mmcl.datamodules.order import Order, derive
+from mmcl.datamodules.packed import PackedReader
 from mmcl.datamodules.plan import OWN, BatchPlan, make_plan
 from mmcl.datamodules.reader import SourceReader
 from mmcl.datamodules.sampler import Cut, Part, PassBatches, TrainBatches, choose
 from mmcl.errors import ConfigError
+from mmcl.outputs import Packing
 from mmcl.stream import Source, Stream, Task
 
 _KEPT_READERS = 256
@@ -76,7 +78,8 @@ class StreamDataModule(LightningDataModule):
         self._transform: Transform | None = None
         self._collate: Collate = stack
         self._sample_tokens: int | None = None
-        self._readers: OrderedDict[int, tuple[Source, SourceReader]] = OrderedDict()
+        self._packing: Packing | None = None
+        self._readers: OrderedDict[int, tuple[Source, SourceReader | PackedReader]] = OrderedDict()
 
     def bind(
         self,
@@ -88,6 +91,7 @@ class StreamDataModule(LightningDataModule):
         accumulate: int = 1,
         sample_tokens: int | None = None,
         collate: Collate = stack,
+        packing: Packing | None = None,
     ) -> None:
         """Say what the batches are for. Comes before `check` and the loaders; again whenever one of these changes.
 
@@ -100,7 +104,11 @@ class StreamDataModule(LightningDataModule):
             accumulate: batches of one optimizer step.
             sample_tokens: tokens of one sample, for budgets in tokens.
             collate: the module's: rows -> batch. It runs in the workers.
+            packing: how documents become samples; None takes the samples of the shards as they are.
         """
+        if packing is not self._packing:
+            self._packing = packing
+            self._readers.clear()
         self._transform, self._seed, self._sample_tokens = transform, seed, sample_tokens
         self._collate = collate
         self._cut = Cut(rank, world_size, accumulate)
@@ -279,10 +287,14 @@ class StreamDataModule(LightningDataModule):
     def _order(self, pool: Pool) -> Order:
         return Order(pool.shard_sizes, pool.seed, self.window, pool.ordered)
 
-    def _open(self, source: Source) -> SourceReader:
+    def _open(self, source: Source) -> SourceReader | PackedReader:
         """The source's reader; it stays open as long as it is used now and then."""
         if id(source) not in self._readers:
-            self._readers[id(source)] = (source, SourceReader(source))
+            packed = self._packing
+            self._readers[id(source)] = (
+                source,
+                SourceReader(source) if packed is None else PackedReader(source, packed),
+            )
             if len(self._readers) > _KEPT_READERS:
                 self._readers.popitem(last=False)
         self._readers.move_to_end(id(source))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -67,10 +68,27 @@ class SourceReader:
     def __len__(self) -> int:
         return int(self._begins[-1])
 
+    def key(self, index: int) -> str:
+        """Key of a sample."""
+        shard, sample = self._locate(index)
+        return self._shards[shard].key(sample)
+
     def where(self, index: int) -> str:
         """Key and shard of a sample, for messages."""
-        shard, sample = self._locate(index)
-        return f"sample '{self._shards[shard].key(sample)}' in shard {self.paths[shard]}"
+        return f"sample '{self.key(index)}' in shard {self.paths[self._locate(index)[0]]}"
+
+    def content(self, field: str) -> str:
+        """A digest of what a field holds, in the order of the samples, out of the index alone."""
+        digest = hashlib.blake2b(digest_size=16)
+        for shard, kept in zip(self._shards, self._kept, strict=True):
+            found = np.zeros((len(shard), 3), np.int64)
+            for place, name in reversed(list(enumerate(self.fields[field]))):
+                rows = shard.find([name])
+                here = np.flatnonzero((rows >= 0) & ((field != "text") | (shard.value[rows] != NO_CAPTION)))
+                member = rows[here]
+                found[here] = np.stack([np.full(len(here), place), shard.size[member], shard.crc[member]], axis=1)
+            digest.update(found[kept].tobytes())
+        return digest.hexdigest()
 
     def read(self, index: int) -> dict[str, Any]:
         """Decode one sample: its fields and ``__key__``. ``text`` is a string (``txt``) or a list of them (``json``).

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from mmcl.errors import ConfigError
-from mmcl.functional.schedules import constant, warmup_cosine
+from mmcl.functional.schedules import constant, infinite, rewarm, warmup_cosine
 
 
 class Schedule:
@@ -37,7 +37,7 @@ class WarmupCosine(Schedule):
         self.floor = floor
 
     def __call__(self, step: int, steps: int) -> float:
-        warmup = round(self.warmup * steps) if self.warmup < 1 else int(self.warmup)
+        warmup = _steps(self.warmup, steps)
         return self.floor + (1 - self.floor) * warmup_cosine(step, steps, min(warmup, max(steps - 1, 0)))
 
 
@@ -48,5 +48,68 @@ class Constant(Schedule):
         self.warmup = warmup
 
     def __call__(self, step: int, steps: int) -> float:
-        warmup = round(self.warmup * steps) if self.warmup < 1 else int(self.warmup)
-        return constant(step, steps, min(warmup, steps))
+        return constant(step, steps, min(_steps(self.warmup, steps), steps))
+
+
+class Rewarm(Schedule):
+    """Warm up from 0 and decay to `floor` in each task anew (Ibrahim et al., TMLR 2024).
+
+    Optimizer step i takes the rate at i + 1, so that the first step of a task trains and the last one has `floor`.
+
+    Args:
+        warmup: steps of warm-up; below 1 it is a fraction of the task's steps.
+        floor: factor at the end.
+    """
+
+    def __init__(self, warmup: float = 0.01, floor: float = 0.1) -> None:
+        if warmup < 0 or not 0 <= floor <= 1:
+            raise ConfigError(f"Rewarm: warmup {warmup} must be 0 or more and floor {floor} within [0, 1]")
+        self.warmup = warmup
+        self.floor = floor
+
+    def __call__(self, step: int, steps: int) -> float:
+        return rewarm(min(step + 1, steps), steps, min(_steps(self.warmup, steps), steps), self.floor)
+
+
+class Infinite(Schedule):
+    """Warm-up, cool-down, a constant rate, and at last an annealing (Ibrahim et al., TMLR 2024).
+
+    A stream's first task warms up and cools down, the later ones hold the constant rate (``warmup: 0, cooldown: 0``),
+    and none but the last one anneals: training goes on from weights that were not annealed. Optimizer step i takes the
+    rate at i + 1.
+
+    Args:
+        warmup: steps of warm-up; below 1 it is a fraction of the task's steps, as are the other two.
+        cooldown: steps from the peak to `level`.
+        anneal: steps of the decay at the end; 0 leaves it out.
+        level: factor of the constant phase.
+        floor: factor at the end of the annealing.
+    """
+
+    def __init__(
+        self,
+        warmup: float = 0.01,
+        cooldown: float = 0.6,
+        anneal: float = 0.0,
+        level: float = 0.55,
+        floor: float = 0.1,
+    ) -> None:
+        phases = (warmup, cooldown, anneal)
+        if min(phases) < 0 or sum(p for p in phases if p < 1) > 1:
+            raise ConfigError(f"Infinite: warmup, cooldown and anneal {phases} must be 0 or more and fit into a task")
+        if not 0 < floor <= level <= 1:
+            raise ConfigError(f"Infinite: floor {floor} and level {level} must be 0 < floor <= level <= 1")
+        self.phases = phases
+        self.level = level
+        self.floor = floor
+
+    def __call__(self, step: int, steps: int) -> float:
+        warmup = min(_steps(self.phases[0], steps), steps)
+        cooldown = min(_steps(self.phases[1], steps), steps - warmup)
+        anneal = min(_steps(self.phases[2], steps), steps - warmup - cooldown)
+        return infinite(min(step + 1, steps), steps, warmup, cooldown, anneal, self.level, self.floor)
+
+
+def _steps(phase: float, steps: int) -> int:
+    """Steps of a phase that is given in steps or, below 1, as a fraction of the task's."""
+    return round(phase * steps) if phase < 1 else int(phase)

@@ -114,6 +114,7 @@ class Session:
             accumulate=self.trainer.accumulate_grad_batches,
             sample_tokens=self.module.sample_tokens,
             collate=self.module.collate,
+            packing=self.module.packing,
         )
         self.data.check()
         for task in self.stream.tasks:

@@ -9,7 +9,7 @@ from mmcl.functional.distillation import (
     zscl_loss,
 )
 from mmcl.functional.regularization import ewc_penalty, l2_gradients, l2_penalty
-from mmcl.functional.schedules import constant, warmup_cosine
+from mmcl.functional.schedules import constant, infinite, rewarm, warmup_cosine
 
 __all__ = [
     "constant",
@@ -17,9 +17,11 @@ __all__ = [
     "ema",
     "ewc_penalty",
     "feature_distillation_loss",
+    "infinite",
     "interpolate",
     "l2_gradients",
     "l2_penalty",
+    "rewarm",
     "running_average",
     "similarity_distillation_loss",
     "topology_preservation_loss",
