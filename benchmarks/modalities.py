@@ -1,0 +1,113 @@
+"""Every run of the table of all modalities: `python -m mmcl.benchmarks.modalities --page docs/results.md`.
+
+Runs that exist are continued or left alone, so that the command may be interrupted and typed again. The streams need
+fetched data and models; a run that lacks one says which.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from mmcl.report.formats import memory
+
+STREAMS = {
+    "text": "SmolLM2-135M over three domains; perplexity",
+    "speech": "Whisper tiny.en from English to Spanish and French; word error rate",
+    "wav2vec": "a small wav2vec 2.0 from English to Spanish and French; pretraining loss",
+    "classes": "Fashion-MNIST in five tasks of two classes on MobileNetV2; accuracy over the classes seen",
+    "questions": "MobileNetV2 and SmolLM2-135M, questions about pictures",
+    "towers": "MobileNetV2 and MiniLM with heads over five visual domains; retrieval",
+}
+"""Folder of configs under ``pocket/`` -> what it is."""
+METHODS = ("frozen", "finetune", "mwi", "distillation")
+BEGIN, END = "<!-- modalities: begin -->", "<!-- modalities: end -->"
+
+
+def run(stream: str, method: str, out: Path, seed: int) -> Path:
+    """Run `mmcl fit` with a ready config in a process of one thread; its folder."""
+    folder = out / stream / method
+    command = [sys.executable, "-m", "mmcl", "fit", "--config", f"pocket/{stream}/{method}"]
+    command += ["--seed_everything", str(seed), "--run_dir", str(folder), "--trainer.enable_progress_bar", "false"]
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    with (folder.parent / f"{method}.log").open("ab") as log:
+        code = subprocess.run(command, env=env, stdout=log, stderr=log).returncode
+    print(f"{stream} {method}: {'done' if code == 0 else f'exit code {code}, see {log.name}'}", flush=True)
+    return folder
+
+
+def section(title: str, stream: str, runs: Mapping[str, dict[str, Any]]) -> list[str]:
+    """The score matrices of a stream's runs, one below the other, in Markdown."""
+    first = next(iter(runs.values()))
+    matrix = first["matrix"]
+    signs = {"lower": " ↓", "higher": ""}
+    held = [e["name"] for e in first["stream"]["evals"] if e["name"] not in matrix["tasks"]]
+    names = [
+        f"{'*' if c in held else ''}{c}{'*' if c in held else ''}{signs[d]} ({n})"
+        for c, d, n in zip(matrix["columns"], matrix["directions"], matrix["counts"], strict=True)
+    ]
+    lines = [f"### {title}", "", f"    mmcl fit --config pocket/{stream}/METHOD", ""]
+    lines += [f"| method | after | {' | '.join(names)} | training, peak memory |", "|---" * (len(names) + 3) + "|"]
+    for method, results in runs.items():
+        tasks = [task["name"] for task in results["stream"]["tasks"]]
+        seconds = sum(task["train_seconds"] for task in results["tasks"])
+        peak = max(task["peak_memory_bytes"] or 0 for task in results["tasks"])
+        values = results["matrix"]["values"]
+        rows = [("nothing", values[0])] if method == "frozen" else list(zip(tasks, values[1:], strict=True))
+        for i, (after, row) in enumerate(rows):
+            cost = f"{seconds:.0f} s, {memory(peak)}" if i == len(rows) - 1 and method != "frozen" else ""
+            cells = " | ".join(figure(value) for value in row)
+            lines.append(f"| {method if i == 0 else ''} | {after} | {cells} | {cost} |")
+    return [*lines, ""]
+
+
+def figure(value: float | None) -> str:
+    """A score with three significant digits or three decimals."""
+    if value is None:
+        return "–"
+    return f"{value:.3f}" if abs(value) < 10 else f"{value:.1f}"
+
+
+def gather(streams: Iterable[str], methods: Sequence[str], out: Path) -> str:
+    """Sections of all streams that have finished runs."""
+    lines: list[str] = []
+    for stream in streams:
+        files = {m: out / stream / m / "results.json" for m in methods}
+        runs = {m: json.loads(f.read_text(encoding="utf-8")) for m, f in files.items() if f.exists()}
+        runs = {m: r for m, r in runs.items() if r["run"]["status"] == "finished"}
+        if runs:
+            lines += section(STREAMS[stream], stream, runs)
+    return "\n".join(lines).rstrip()
+
+
+def main() -> None:
+    """Run, print the tables, and write them into a page between its two marks."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--streams", nargs="+", default=list(STREAMS), choices=list(STREAMS))
+    parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(METHODS))
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, default=Path("runs/modalities"))
+    parser.add_argument("--page", type=Path, help="Markdown page that holds the tables, for instance docs/results.md")
+    given = parser.parse_args()
+    for stream in given.streams:
+        for method in given.methods:
+            run(stream, method, given.out, given.seed)
+    text = gather(STREAMS, METHODS, given.out)
+    print(text)
+    if given.page is not None:
+        head, begin, rest = given.page.read_text(encoding="utf-8").partition(BEGIN)
+        _, end, tail = rest.partition(END)
+        if not (begin and end):
+            raise SystemExit(f"{given.page} has no place between '{BEGIN}' and '{END}'")
+        given.page.write_text(f"{head}{BEGIN}\n{text}\n{END}{tail}", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
