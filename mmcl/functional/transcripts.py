@@ -10,14 +10,14 @@ _OUTER_APOSTROPHE = re.compile(r"(?<!\w)'|'(?!\w)")
 
 
 def normalize_transcript(text: str) -> str:
-    """Lower case, without punctuation, one space between words.
+    r"""Lower case, without punctuation, one space between words.
 
     Letters and digits are composed (Unicode NFKC) and lowered; accents and diacritics stay. Apostrophes of every shape
     become ``'`` and stay between letters (``don't``, ``l'heure``); all other punctuation and symbols become spaces, so
     that ``log-in`` is two words. Digits stay digits: ``2`` and ``two`` are different words. Nothing depends on the
     language.
 
-    >>> normalize_transcript("Press 1, then \\u201cHello\\u201d \\u2014 don\\u2019t log-in!")
+    >>> normalize_transcript("Press 1, then \u201cHello\u201d \u2014 don\u2019t log-in!")
     "press 1 then hello don't log in"
     """
     composed = unicodedata.normalize("NFKC", text.translate(_APOSTROPHES)).lower()

@@ -23,8 +23,8 @@ class LogMel:
         from transformers import WhisperFeatureExtractor
 
         found = settings or WhisperFeatureExtractor(feature_size=bins)
-        self.rate: int = found.sampling_rate
-        self.hop: int = found.hop_length
+        self.rate = int(found.sampling_rate)
+        self.hop = int(found.hop_length)
         self.samples = seconds * self.rate
         self.frames = self.samples // self.hop
         self._size: int = found.n_fft

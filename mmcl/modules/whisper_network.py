@@ -72,7 +72,8 @@ def shorten(network: nn.Module, seconds: int) -> nn.Module:
     count = seconds * FRAMES
     if count != encoder.embed_positions.num_embeddings:
         kept = encoder.embed_positions.weight.detach()[:count].clone()
-        encoder.embed_positions = nn.Embedding.from_pretrained(kept, freeze=True)
+        encoder.embed_positions = nn.Embedding(*kept.shape, _weight=kept).requires_grad_(False)
+        part: Any
         for part in network.modules():  # each may hold a copy of the configuration
             config = getattr(part, "config", None)
             if config is not None:
