@@ -12,7 +12,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from mmcl.errors import ConfigError
+from mmcl.errors import ConfigError, RunError
 
 IDENTITY = "identity.json"
 
@@ -129,10 +129,21 @@ class RunFolder:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Replace a small file at once, so that a reader never sees half of it."""
+    """Replace a small file at once, so that a reader never sees half of it, and a power cut leaves the old or the new.
+
+    Raises:
+        RunError: the disk is full or does not let itself be written.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
+    try:
+        with temporary.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise RunError(f"{path} cannot be written: {error.strerror or error}") from error
 
 
 class MetricsLog:
@@ -155,9 +166,16 @@ class MetricsLog:
         if not self._enabled:
             return
         line = json.dumps({"kind": kind, **record, "time": round(time.time(), 3)})
-        with self._path.open("a", encoding="utf-8") as file:
-            file.write(line + "\n")
+        try:
+            with self._path.open("a", encoding="utf-8") as file:
+                file.write(line + "\n")
+        except OSError as error:
+            raise RunError(f"{self._path} cannot be written: {error.strerror or error}") from error
 
     def offset(self) -> int:
-        """Length in bytes, for the checkpoint."""
-        return self._path.stat().st_size if self._enabled and self._path.exists() else 0
+        """Length in bytes, for the checkpoint, which must not reach the disk before what it counts."""
+        if not (self._enabled and self._path.exists()):
+            return 0
+        with self._path.open("ab") as file:
+            os.fsync(file.fileno())
+            return file.tell()

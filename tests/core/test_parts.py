@@ -14,7 +14,7 @@ from toy import ToyModule, runner
 from mmcl import Strategy, checkpoint, plugins, presets, seeds, weights
 from mmcl.compose import Composition, check, expand
 from mmcl.errors import ConfigError, RunError
-from mmcl.run_folder import flatten
+from mmcl.run_folder import MetricsLog, flatten, write_text
 from mmcl.strategies import LwF, WeightEnsemble
 
 
@@ -178,3 +178,15 @@ def test_bf16_stays_finite_and_resumes(tmp_path: Path, precision: str) -> None:
     results = runner(tmp_path, [WeightEnsemble(interval=2)], trainer={"precision": precision}).fit()
     assert results["run"]["precision"] == precision
     assert all(v == v for row in results["matrix"]["values"] for v in row)
+
+
+def test_records_say_when_they_cannot_be_written(tmp_path: Path) -> None:
+    log = MetricsLog(tmp_path / "metrics.jsonl", 0)
+    log.write("step", loss=1.0)
+    assert log.offset() == (tmp_path / "metrics.jsonl").stat().st_size
+    (tmp_path / "metrics.jsonl").unlink()
+    (tmp_path / "metrics.jsonl").mkdir()
+    with pytest.raises(RunError, match=r"metrics\.jsonl cannot be written: "):
+        log.write("step")
+    with pytest.raises(RunError, match=r"results\.json cannot be written: "):
+        write_text(tmp_path / "gone" / "results.json", "{}")
