@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import Any, Literal
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch.utils.data import Dataset
 
@@ -54,6 +55,10 @@ class Pool:
     def shard_sizes(self) -> list[int]:
         """Kept samples of each shard."""
         return [size for reader in self.readers for size in reader.shard_sizes]
+
+    def sizes(self) -> npt.NDArray[np.int64]:
+        """(N,) bytes of what is read of each sample."""
+        return np.concatenate([reader.sizes() for reader in self.readers])
 
     @property
     def ordered(self) -> bool:

@@ -10,6 +10,7 @@ from typing import Any
 from lightning.pytorch import LightningDataModule
 
 from mmcl.collate import collate as stack
+from mmcl.datamodules.bucket import BucketedOrder
 from mmcl.datamodules.dataset import BAD, BatchDataset, Collate, Pool, Purpose, Transform
 from mmcl.datamodules.loader import BadSamples, StreamLoader
 from mmcl.datamodules.order import Order, derive
@@ -44,6 +45,9 @@ class StreamDataModule(LightningDataModule):
         window: shards whose samples are shuffled together. Larger mixes better and reads less locally.
         max_bad: part of the draws of a segment that may be undecodable samples; above it the run stops.
         pin_memory: copy batches to page-locked memory, for GPUs.
+        bucket: the samples of so many consecutive training batches are sorted by the bytes of what is read of them and
+            dealt out again, so that a batch holds recordings or texts of like length and little of it is padding. 1
+            leaves the order as it is; sources that are `ordered` stay so.
 
     Raises:
         ConfigError: a number that cannot be.
@@ -58,6 +62,7 @@ class StreamDataModule(LightningDataModule):
         window: int = 8,
         max_bad: float = 0.001,
         pin_memory: bool = False,
+        bucket: int = 1,
     ) -> None:
         super().__init__()
         for name, value, least in (
@@ -65,6 +70,7 @@ class StreamDataModule(LightningDataModule):
             ("eval_batch_size", eval_batch_size, 1),
             ("workers", workers, 0),
             ("window", window, 1),
+            ("bucket", bucket, 1),
         ):
             if value < least:
                 raise ConfigError(f"data: {name} is {value}; it must be {least} or more")
@@ -73,6 +79,7 @@ class StreamDataModule(LightningDataModule):
         self.stream = stream
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
         self.workers, self.window, self.pin_memory = workers, window, pin_memory
+        self.bucket = bucket
         self.bad = BadSamples(max_bad)
         self._cut, self._seed = Cut(), 0
         self._transform: Transform | None = None
@@ -211,7 +218,7 @@ class StreamDataModule(LightningDataModule):
         names = [*plan.order, *plan.side]
         pools = [self._pool(name, by_name[name], task) for name in names]
         parts = [
-            Part(i, self._order(pool), counts[name], positions.get(name, 0))
+            Part(i, self._order(pool, plan.side.get(name, self.batch_size)), counts[name], positions.get(name, 0))
             for i, (name, pool) in enumerate(zip(names, pools, strict=True))
         ]
         mixed = len(plan.order)
@@ -284,7 +291,9 @@ class StreamDataModule(LightningDataModule):
     def _pool(self, name: str, sources: Sequence[Source], task: Task) -> Pool:
         return Pool(name, [self._open(s) for s in sources], derive(self._seed, task.name, name))
 
-    def _order(self, pool: Pool) -> Order:
+    def _order(self, pool: Pool, chunk: int) -> Order:
+        if self.bucket > 1 and not pool.ordered:
+            return BucketedOrder(pool.shard_sizes, pool.seed, self.window, pool.sizes(), chunk, self.bucket)
         return Order(pool.shard_sizes, pool.seed, self.window, pool.ordered)
 
     def _open(self, source: Source) -> SourceReader | PackedReader:

@@ -93,6 +93,10 @@ class PackedReader:
         owner, offset = self._begin(index)
         return {"__key__": f"{self._inner.key(owner)}+{offset}", "tokens": rows[:, 0], "bytes": rows[:, 1]}
 
+    def sizes(self) -> npt.NDArray[np.int64]:
+        """(N,) all alike: blocks are of one length."""
+        return np.zeros(len(self), np.int64)
+
     def labels(self) -> npt.NDArray[np.int64] | None:
         """None: a block has no label."""
         return None

@@ -117,6 +117,14 @@ class SourceReader:
         mapped: npt.NDArray[np.int64] = new[order[np.searchsorted(old[order], found)]]
         return mapped
 
+    def sizes(self) -> npt.NDArray[np.int64]:
+        """(N,) bytes of the members that are read of each kept sample, without reading the shards."""
+        total = np.zeros(len(self), np.int64)
+        for field in self.present:
+            found = [s.size[s.find(self.fields[field])[k]] for s, k in zip(self._shards, self._kept, strict=True)]
+            total += np.concatenate(found).astype(np.int64)
+        return total
+
     def texts(self) -> Iterator[str]:
         """All captions, in the order of the samples; those that cannot be read are passed over."""
         for index in range(len(self)) if "text" in self.present else ():
