@@ -163,7 +163,7 @@ class Distillation(Strategy):
             loss = feature_distillation_loss(theirs[valid], ours[valid])
         else:
             width = min(theirs.shape[-1], ours.shape[-1])  # what both know of a head that grew
-            known = slice(width) if student.known is None else student.known.nonzero()[:, 0]
+            known = slice(width) if student.known is None else student.known[:width].nonzero()[:, 0]
             theirs, ours = theirs[..., known][valid], ours[..., known][valid]
             if not ours.shape[-1]:  # no class was trained before this task
                 return ours.sum()

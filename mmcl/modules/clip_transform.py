@@ -61,7 +61,7 @@ class SampleTransform:
     def __init__(self, preprocess: Mapping[str, Any], augment: ImageAugment | None, tokenizer: Any) -> None:
         settings = PreprocessCfg(**preprocess)
         self.plain = image_transform_v2(settings, is_train=False)
-        self.random = self.plain if augment is None else _training(settings, augment)
+        self.random = self.plain if augment is None else training_transform(settings, augment)
         self.tokenizer = tokenizer
         self._texts: dict[str, Tensor] = {}
 
@@ -103,7 +103,8 @@ class SampleTransform:
         return self._texts[text]
 
 
-def _training(settings: PreprocessCfg, augment: ImageAugment) -> Compose:
+def training_transform(settings: PreprocessCfg, augment: ImageAugment) -> Compose:
+    """RGB picture -> (3, H, W), cropped and changed at random."""
     mode = InterpolationMode.BILINEAR if settings.interpolation == "bilinear" else InterpolationMode.BICUBIC
     steps: list[Any] = [RandomResizedCrop(settings.size, scale=augment.scale, ratio=augment.ratio, interpolation=mode)]
     if augment.hflip:
