@@ -103,7 +103,7 @@ class ASRModule(Module):
             self.recogniser = WaveCTC(source, max_seconds, language, alphabets or {}, unknown)
         self.paddings = dict(self.recogniser.paddings)
         self.audio = AudioTransform(self.recogniser.rate, self.recogniser.least / self.recogniser.rate)
-        self.network = self.recogniser.load(checkpoint, random_init)
+        self.network = self.recogniser.load(checkpoint, random_init).train()
         self._languages: dict[int, str | None] = {}
         self._choose_trainable()
 

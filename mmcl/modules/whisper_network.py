@@ -72,7 +72,7 @@ def shorten(network: nn.Module, seconds: int) -> nn.Module:
     count = seconds * FRAMES
     if count != encoder.embed_positions.num_embeddings:
         kept = encoder.embed_positions.weight.detach()[:count].clone()
-        encoder.embed_positions = nn.Embedding(*kept.shape, _weight=kept).requires_grad_(False)
+        encoder.embed_positions = nn.Embedding(len(kept), kept.shape[1], _weight=kept).requires_grad_(False)
         part: Any
         for part in network.modules():  # each may hold a copy of the configuration
             config = getattr(part, "config", None)
