@@ -6,10 +6,10 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from mmcl.benchmarks.throughput import averages, reader, startup, step, zscl
+from mmcl.benchmarks.throughput import averages, kind, reader, startup, step, zscl
 from mmcl.benchmarks.throughput.turns import Plan
 
-MEASUREMENTS = {"step": step, "zscl": zscl, "averages": averages, "startup": startup, "reader": reader}
+MEASUREMENTS = {"step": step, "kind": kind, "zscl": zscl, "averages": averages, "startup": startup, "reader": reader}
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from importlib import resources
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import torch
 import yaml
@@ -19,6 +19,7 @@ from mmcl.benchmarks.pocket import pocket
 from mmcl.benchmarks.throughput.turns import Gate
 from mmcl.datamodules import StreamDataModule
 from mmcl.modules import CLIPModule
+from mmcl.modules.base import Module
 from mmcl.modules.contrastive_losses import ClassTextCrossEntropy, Contrastive
 from mmcl.outputs import Batch
 from mmcl.runner import Runner, RunOptions
@@ -73,6 +74,20 @@ class Setting:
         return StreamDataModule(Stream("throughput", [task], sources=stream.sources), self.batch_size)
 
 
+class Trainable(Protocol):
+    """What a measurement asks of a setting."""
+
+    @property
+    def save_every(self) -> int:
+        """Steps between checkpoints."""
+
+    def module(self) -> Module:
+        """The module, the same in every process."""
+
+    def data(self, steps: int) -> StreamDataModule:
+        """One task of so many steps."""
+
+
 class Preloaded:
     """A loader that hands out batches from memory and ticks before each one."""
 
@@ -100,17 +115,17 @@ class Measured(StreamDataModule):
         return Preloaded(list(islice(super().train_loader(*arguments, **options), PRELOADED)), self._gate)
 
 
-def preload(setting: Setting, module: CLIPModule, gate: Gate) -> Preloaded:
+def preload(setting: Trainable, module: Module, gate: Gate) -> Preloaded:
     """The batches that `Measured` gives to the runner, for a loop of one's own."""
     data = Measured(setting.data(gate.plan.total), gate)
-    data.bind(module.transform, seed=0)
+    data.bind(module.transform, seed=0, collate=module.collate, packing=module.packing)
     loader: Preloaded = data.train_loader(
         data.stream.tasks[0], positions={}, segment=0, first_step=0, steps=gate.plan.total
     )
     return loader
 
 
-def fit(setting: Setting, strategies: Callable[[], Sequence[Strategy]] = tuple) -> Callable[[Gate], str]:
+def fit(setting: Trainable, strategies: Callable[[], Sequence[Strategy]] = tuple) -> Callable[[Gate], str]:
     """A participant that trains through the runner, progress bar and metrics log included.
 
     Args:
