@@ -12,7 +12,7 @@ from mmcl.errors import RunError
 from mmcl.modules.base import OptimizerBuilder
 from mmcl.modules.language import _LanguageModule
 from mmcl.modules.objectives import IGNORED
-from mmcl.modules.text_packing import token_id
+from mmcl.modules.text_packing import named_token
 from mmcl.outputs import Batch, Objective, Outputs
 from mmcl.schedule import Schedule
 
@@ -69,7 +69,7 @@ class CausalLMModule(_LanguageModule):
         )
 
     def _end(self, token: str | None) -> int:
-        return token_id(self.tokenizer, token, self.tokenizer.eos_token_id, "end token")
+        return named_token(self.tokenizer, token, self.tokenizer.eos_token_id)
 
     def transform(self, sample: dict[str, Any], augment: bool) -> dict[str, Any]:
         """A block's tokens (block + 1 or fewer) and their bytes -> ``input_ids``, ``targets``, ``target_bytes`` (L,).

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import struct
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,11 @@ from mmcl.modules import places
 from mmcl.modules.places import line
 from mmcl.modules.weight_files import fill, read_weights
 
-FAULTS = (OSError, RuntimeError, ValueError, TypeError, KeyError, AttributeError, AssertionError, ImportError)
+FAULTS = (
+    *(OSError, RuntimeError, ValueError, TypeError, LookupError, AttributeError, AssertionError, ImportError),
+    struct.error,
+)
+"""What transformers raises at folders and files that it cannot read; `struct.error` at GGUF files that end early."""
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 
 
@@ -96,7 +101,14 @@ class HFSource:
             raise ConfigError(f"model '{self.model}' cannot be loaded: {line(error)}") from error
         network, report = loaded
         self._check(report)
-        return network.float()
+        return self._plain(kind, network) if self.gguf else network.float()
+
+    def _plain(self, kind: Any, network: Any) -> nn.Module:
+        """What a GGUF file gave, without the mark by which transformers refuses to cast and save it."""
+        plain: Any = self.build(kind)
+        plain.load_state_dict(network.state_dict())
+        plain.generation_config = network.generation_config
+        return plain  # type: ignore[no-any-return]
 
     def _check(self, report: Any) -> None:
         """Transformers fills weights that are missing at random and only warns."""
@@ -182,6 +194,6 @@ def _of_gguf(model: str, file: Path) -> HFSource:
         raise ConfigError(f"model '{model}': reading GGUF files needs more: pip install 'mmcl[gguf]'") from error
     try:
         config = transformers.AutoConfig.from_pretrained(str(file.parent), gguf_file=file.name, local_files_only=True)
-    except (*FAULTS, IndexError, UnicodeDecodeError) as error:
+    except FAULTS as error:
         raise ConfigError(f"model '{model}': transformers cannot read this GGUF file: {line(error)}") from error
     return HFSource(model, config, str(file.parent), file.name)

@@ -27,6 +27,7 @@ class _LanguageModule(Module):
     probes = frozenset({"perplexity"})
     distillable = ("logits",)
     formats = ("transformers", "safetensors")
+    packing: TextPacking
     kind: Any
     """The ``AutoModel...`` class of transformers."""
     specials = 0
@@ -61,11 +62,12 @@ class _LanguageModule(Module):
         if longest is not None and block > longest:
             raise ConfigError(f"{title}: block is {block}, but model '{model}' reads {longest} tokens at most")
         self.tokenizer = load_tokenizer(self.source, tokenizer)
-        self.network = self.source.create(self.kind, checkpoint, random_init)
-        check_tokenizer(self.tokenizer, self.network, model)
+        self.network = self.source.create(self.kind, checkpoint, random_init).train()
         self.block = self.sample_tokens = block
         self.packing = TextPacking(self.tokenizer, block - self.specials, self._end(end_token))
         self.padding = int(self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else self.packing.end)
+        used = {"end token": self.packing.end, "padding token": self.padding, **self._specials()}
+        check_tokenizer(self.tokenizer, self.network, model, used)
         if gradient_checkpointing:
             network: Any = self.network
             enable = getattr(network, "activation_checkpointing_enable", None) or network.gradient_checkpointing_enable
@@ -74,6 +76,10 @@ class _LanguageModule(Module):
     def _end(self, token: str | None) -> int:
         """The id of the token that follows each document."""
         raise NotImplementedError
+
+    def _specials(self) -> Mapping[str, int]:
+        """Special tokens that it works with beside the end and padding tokens."""
+        return {}
 
     def compute(self, network: nn.Module, batch: Batch) -> Outputs:
         """Logits of a batch of blocks.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from mmcl.errors import ConfigError
 from mmcl.modules.base import OptimizerBuilder
 from mmcl.modules.language import _LanguageModule
 from mmcl.modules.objectives import IGNORED
-from mmcl.modules.text_packing import token_id
+from mmcl.modules.text_packing import named_token, token_id
 from mmcl.outputs import Objective
 from mmcl.schedule import Schedule
 
@@ -75,15 +76,18 @@ class MaskedLMModule(_LanguageModule):
             *(objective, lr, weight_decay, betas, schedule, optimizer),
         )
         self.share = share
-        known = self.tokenizer
-        self.mask = token_id(known, None, known.mask_token_id, "mask token")
-        self.start = token_id(known, None, _first(known.cls_token_id, known.bos_token_id), "start token")
-        self.fixed = torch.tensor(sorted({*known.all_special_ids, self.packing.end}))
-        self.vocabulary = len(known)
+        self.fixed = torch.tensor(sorted({*self.tokenizer.all_special_ids, self.packing.end}))
+        self.vocabulary = len(self.tokenizer)
 
     def _end(self, token: str | None) -> int:
         default = _first(self.tokenizer.sep_token_id, self.tokenizer.eos_token_id)
-        return token_id(self.tokenizer, token, default, "end token")
+        return named_token(self.tokenizer, token, default)
+
+    def _specials(self) -> Mapping[str, int]:
+        known = self.tokenizer
+        self.mask = token_id(known.mask_token_id, "mask token")
+        self.start = token_id(_first(known.cls_token_id, known.bos_token_id), "start token")
+        return {"mask token": self.mask, "start token": self.start}
 
     def transform(self, sample: dict[str, Any], augment: bool) -> dict[str, Any]:
         """A block's tokens and their bytes -> ``input_ids``, ``attention_mask``, ``targets``, ``target_bytes`` (L,).

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -85,37 +86,54 @@ def load_tokenizer(source: HFSource, name: str | None) -> Any:
     return tokenizer
 
 
-def check_tokenizer(tokenizer: Any, network: nn.Module, model: str) -> None:
+def check_tokenizer(tokenizer: Any, network: nn.Module, model: str, used: Mapping[str, int]) -> None:
     """Refuse the tokenizer of another model.
 
+    Args:
+        tokenizer: of transformers.
+        network: with its embeddings.
+        model: its name, for messages.
+        used: special tokens that the module works with: what for -> id. Others that transformers has added beyond the
+            embeddings (it does so for some GGUF files) never occur.
+
     Raises:
-        ConfigError: it has more tokens than the model has embeddings, or far fewer, or special tokens outside.
+        ConfigError: it has tokens without an embedding, or far fewer tokens than there are embeddings.
     """
     embeddings: Any = network
     rows = int(embeddings.get_input_embeddings().weight.shape[0])
-    size = len(tokenizer)
-    specials = zip(tokenizer.all_special_tokens, tokenizer.all_special_ids, strict=True)
-    outside = [(token, i) for token, i in specials if i >= rows]
-    if size > rows or outside:
-        what = f"{size} tokens" if size > rows else f"'{outside[0][0]}' as token {outside[0][1]}"
-        raise ConfigError(f"model '{model}' has {rows} embeddings and its tokenizer {what}; it is another model's")
-    if size < LEAST_COVERED * rows:
-        raise ConfigError(
-            f"model '{model}' has {rows} embeddings and its tokenizer only {size} tokens; it is another model's"
-        )
+    special = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
+    size = max((i for i in tokenizer.get_vocab().values() if i not in special), default=-1) + 1
+    outside = [f"its {what} is token {i}" for what, i in used.items() if i >= rows]
+    if size > rows:
+        outside = [f"its tokenizer has {size} tokens"]
+    elif len(tokenizer) < LEAST_COVERED * rows:
+        outside = [f"its tokenizer has only {len(tokenizer)} tokens"]
+    if outside:
+        raise ConfigError(f"model '{model}' has {rows} embeddings, but {outside[0]}; the tokenizer is another model's")
 
 
-def token_id(tokenizer: Any, token: str | None, default: int | None, what: str) -> int:
-    """The id of a named token, or a default one.
+def token_id(found: int | None, what: str) -> int:
+    """A special token's id.
+
+    Raises:
+        ConfigError: the tokenizer has none.
+    """
+    if found is None:
+        raise ConfigError(f"the tokenizer has no {what}")
+    return found
+
+
+def named_token(tokenizer: Any, token: str | None, default: int | None) -> int:
+    """The id of the token that was named as `end_token`, or a default one.
 
     Raises:
         ConfigError: the tokenizer has no such token, or no default.
     """
     if token is None:
         if default is None:
-            raise ConfigError(f"the tokenizer has no {what}; name one of its tokens as `{what.replace(' ', '_')}`")
+            raise ConfigError("the tokenizer has no end token; name one of its tokens as `end_token`")
         return default
     vocabulary = tokenizer.get_vocab()
     if token not in vocabulary:
-        raise ConfigError(f"the tokenizer has no token '{token}', which was named as {what}")
+        raise ConfigError(f"the tokenizer has no token '{token}', which was named as `end_token`")
     return int(vocabulary[token])

@@ -10,8 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from mmcl.errors import MmclError
-from mmcl.functional import constant, ewc_penalty, l2_gradients, l2_penalty, warmup_cosine
+from mmcl.errors import ConfigError, MmclError
+from mmcl.functional import constant, ewc_penalty, infinite, l2_gradients, l2_penalty, rewarm, warmup_cosine
+from mmcl.schedule import Infinite, Rewarm
 
 PARITY = Path(__file__).parents[1] / "parity"
 
@@ -100,3 +101,41 @@ def test_penalty_is_zero_at_the_anchor_and_wide() -> None:
 def test_errors(call, words: str) -> None:
     with pytest.raises(MmclError, match=words):
         call()
+
+
+def test_rewarm_and_infinite_parity() -> None:
+    cases = arrays("text/lr_schedules_f64.npz")
+    assert len(cases) == 4
+    for name, expected in cases.items():
+        total, warmup, *more = (int(n) for n in re.findall(r"_[Twca](\d+)", f"_{name}"))
+        rates = [float(x) for x in re.findall(r"(?:max|const|min)([\d.e-]+?)(?=_|$)", name)]
+        if name.startswith("rewarm"):
+            found = [rates[0] * rewarm(t, total, warmup, rates[1] / rates[0]) for t in range(total + 1)]
+        else:
+            level, floor = rates[1] / rates[0], rates[2] / rates[0]
+            found = [rates[0] * infinite(t, total, warmup, *more, level, floor) for t in range(total + 1)]
+        torch.testing.assert_close(torch.tensor(found, dtype=torch.float64), expected, rtol=1e-9, atol=1e-18)
+
+
+def test_infinite_says_what_does_not_fit() -> None:
+    for phases in ((5, 4, 2), (-1, 4, 2)):
+        with pytest.raises(MmclError):
+            infinite(0, 10, *phases, 0.5, 0.1)
+    with pytest.raises(MmclError, match="floor 0.6 and level 0.5"):
+        infinite(0, 10, 1, 1, 1, 0.5, 0.6)
+    assert [infinite(t, 4, 0, 0, 0, 0.5, 0.1) for t in range(5)] == [0.5] * 5
+
+
+def test_schedules_of_a_stream() -> None:
+    first, later = Infinite(warmup=2, cooldown=0.5, level=0.5), Infinite(warmup=0, cooldown=0, anneal=0.3, level=0.5)
+    rates = [first(step, 10) for step in range(10)]
+    assert rates[:2] == [0.5, 1.0] and rates[6:] == [0.5] * 4 and rates[2:7] == sorted(rates[2:7], reverse=True)
+    assert [later(step, 10) for step in range(7)] == [0.5] * 7 and later(9, 10) == pytest.approx(0.1)
+    again = Rewarm(warmup=0.2, floor=0.1)
+    assert [again(step, 10) for step in (0, 1)] == [0.5, 1.0] and again(9, 10) == pytest.approx(0.1)
+    assert all(0 < schedule(step, 1) <= 1 for schedule in (first, later, again) for step in range(1))
+    for wrong in ({"warmup": 0.7, "cooldown": 0.6}, {"anneal": -1}, {"floor": 0.9}, {"level": 1.5}):
+        with pytest.raises(ConfigError, match="Infinite"):
+            Infinite(**wrong)
+    with pytest.raises(ConfigError, match="Rewarm"):
+        Rewarm(floor=2)
