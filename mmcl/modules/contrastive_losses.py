@@ -88,6 +88,7 @@ class ClassTextCrossEntropy(Objective):
 
     def start(self, module: Any, task: Task) -> None:
         self.check(task)
+        self.needs = frozenset({module.pair[0], "labels"})
         names: Sequence[str] = task.class_names or ()
         self._tokens = module.tokenize([task.templates[0].format(name) for name in names])
         self._checked = False
@@ -103,7 +104,7 @@ class ClassTextCrossEntropy(Objective):
         if labels.device.type == "cpu" or not self._checked:  # on a GPU the look costs a wait: once a task
             self._checked = True
             self._check_labels(labels)
-        self._tokens = self._tokens.to(batch["image"].device)
+        self._tokens = self._tokens.to(batch["labels"].device)
         kept = {k: v for k, v in batch.items() if k not in ("text", "text_rows")}
         return {**kept, "class_text": self._tokens}
 

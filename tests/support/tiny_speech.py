@@ -5,15 +5,18 @@ from __future__ import annotations
 import io
 import tempfile
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import soundfile
 import torch
-from transformers import HubertConfig, Wav2Vec2Config
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from transformers import ClapConfig, ClapFeatureExtractor, HubertConfig, PreTrainedTokenizerFast, Wav2Vec2Config
 
 from mmcl.datamodules.write import write_shard
+from mmcl.modules.audio_text import AudioTextModule
 from mmcl.modules.base import Module
 from mmcl.modules.speech_codebook import fit_codebook
 from mmcl.modules.speech_pretraining import SpeechPretrainingModule
@@ -121,6 +124,56 @@ def hubert(folder: Path | None = None, **changes: Any) -> SpeechPretrainingModul
     )
 
 
+def write_clap(folder: Path) -> Path:
+    """A folder with a configuration, a tokenizer of a few words and a feature extractor, no weights."""
+    folder.mkdir(parents=True, exist_ok=True)
+    words = ["tone", "number", "will", *SOUNDS, "a", "that", *map(str, range(20))]
+    vocabulary = {word: i for i, word in enumerate(["<s>", "<pad>", "</s>", "<unk>", *words])}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    ends = [("<s>", 0), ("</s>", 2)]
+    tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A </s>", special_tokens=ends)
+    names = {"pad_token": "<pad>", "unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>"}
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, **names).save_pretrained(folder)
+    text = {"vocab_size": len(vocabulary), "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    audio = {"num_mel_bins": 16, "spec_size": 32, "window_size": 4, "patch_embeds_hidden_size": 8, "hidden_size": 16}
+    audio |= {"depths": [1, 1], "num_attention_heads": [1, 2], "num_hidden_layers": 2, "drop_path_rate": 0.0}
+    dropouts = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    config = ClapConfig(
+        text_config=text | dropouts | {"intermediate_size": 24, "max_position_embeddings": 16},
+        audio_config=audio | dropouts,
+        projection_dim=12,
+    )
+    config.save_pretrained(folder)
+    sizes = {"feature_size": 16, "sampling_rate": RATE, "hop_length": 32, "fft_window_size": 128, "max_length_s": 1}
+    heard = ClapFeatureExtractor(**sizes, frequency_min=20, frequency_max=1000, truncation="rand_trunc")
+    heard.save_pretrained(folder)
+    return folder
+
+
+def audio_text(folder: Path | None = None, **changes: Any) -> AudioTextModule:
+    """A CLAP with random weights; `changes` are arguments of the module."""
+    folder = write_clap(folder or Path(tempfile.mkdtemp()))
+    return AudioTextModule(str(folder), **({"random_init": True, "context": 10, "lr": 1e-3} | changes))
+
+
+def captioned(folder: Path) -> Stream:
+    """Two tasks of six steps with captions, a retrieval column each, and a held-out classification."""
+    fields = {"audio": ("wav",), "text": ("txt",)}
+    sources = {kind: replace(write_sounds(folder / f"{kind}.tar", kind, 18), fields=fields) for kind in SOUNDS}
+    rows = [(i % 2, audio) for kind in SOUNDS for i, audio in enumerate(sounds(kind, 4, seed=1))]
+    labelled = ({"__key__": f"h{i}", "wav": wav(audio), "cls": label} for i, (label, audio) in enumerate(rows))
+    write_shard(folder / "held.tar", labelled)
+    held = Source([str(folder / "held.tar")], fields={"audio": ("wav",), "labels": ("cls",)})
+    return Stream(
+        "captioned tones",
+        [Task(kind, [source], Budget(steps=6), evaluates=kind) for kind, source in sources.items()],
+        [EvalSet(kind, source, "retrieval", group="trained", subset=8) for kind, source in sources.items()]
+        + [EvalSet("held", held, "zero_shot", list(SOUNDS), ["a tone that will {}"], options={"k": 2})],
+        {"reference": sources["rise"]},
+    )
+
+
 def batch_of(module: Module, kind: str = "rise", count: int = 4, seed: int = 0) -> dict[str, Any]:
     """A collated batch of made-up sounds."""
     rows = []
@@ -133,4 +186,5 @@ def batch_of(module: Module, kind: str = "rise", count: int = 4, seed: int = 0) 
 CASES: dict[str, tuple[Callable[[], Module], Callable[[Path], Stream]]] = {
     "wav2vec2": (wav2vec2, stream),
     "hubert": (hubert, stream),
+    "audio_text": (audio_text, captioned),
 }
