@@ -121,7 +121,7 @@ def test_infinite_says_what_does_not_fit() -> None:
     for phases in ((5, 4, 2), (-1, 4, 2)):
         with pytest.raises(MmclError):
             infinite(0, 10, *phases, 0.5, 0.1)
-    with pytest.raises(MmclError, match="floor 0.6 and level 0.5"):
+    with pytest.raises(MmclError, match=r"floor 0\.6 and level 0\.5"):
         infinite(0, 10, 1, 1, 1, 0.5, 0.6)
     assert [infinite(t, 4, 0, 0, 0, 0.5, 0.1) for t in range(5)] == [0.5] * 5
 
