@@ -74,9 +74,10 @@ class ClassificationProbe(Probe):
         self.class_names = class_names
         self.metric = metric
         self.columns = module.labels.columns(class_names, where)
+        whole = len(module.labels.names)
         among = {
-            "seen": f"the classes seen so far, of {len(module.labels.names)} in all; a class not yet seen counts as wrong",
-            "all": f"all {len(module.labels.names)} classes of the stream, seen or not",
+            "seen": f"the classes seen so far, of {whole} in all; a class not yet seen counts as wrong",
+            "all": f"all {whole} classes of the stream, seen or not",
             "task": f"the set's own {len(class_names)} classes",
         }
         self.protocol = f"top-1 among {among[module.eval_classes if metric == 'top1' else 'task']}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 from mmcl.errors import ConfigError, near
 from mmcl.modules import clip_source
 from mmcl.modules.base import Module, OptimizerBuilder
-from mmcl.modules.clip_layers import TOWERS, canonical, layer_scales, tower
+from mmcl.modules.clip_layers import HEADS, PARTS, canonical, head, layer_scales, tower
 from mmcl.modules.clip_transform import ImageAugment, SampleTransform
 from mmcl.modules.contrastive_losses import Contrastive
 from mmcl.outputs import Batch, Objective, Outputs, Site
@@ -35,7 +36,8 @@ class CLIPModule(Module):
         checkpoint: file of weights (safetensors, or torch's format without code), also of mmcl.
         random_init: ignore the weights of a folder or hub model: pretrain from scratch.
         objective: `Contrastive` by default; `ClassTextCrossEntropy` for images with class names.
-        trainable: what trains: ``image``, ``text``, ``logit_scale`` (with SigLIP's bias).
+        trainable: what trains: ``image``, ``text``, ``logit_scale`` (with SigLIP's bias); ``image.head`` and
+            ``text.head`` are a tower's projection into the common space alone, above a frozen tower.
         layer_decay: factor on the learning rate per layer, from each tower's output down. None: one rate.
         augment: the training transform of images; None trains on what evaluation sees.
         lr: learning rate; each task may scale it.
@@ -51,6 +53,7 @@ class CLIPModule(Module):
     provides = frozenset({"features", "features.image", "features.text", "logits", "logit_scale", "sites.linear"})
     probes = frozenset({"zero_shot", "retrieval"})
     distillable = ("similarities", "logits")
+    formats = ("open_clip", "safetensors")
     pair = ("image", "text")
 
     def __init__(
@@ -60,7 +63,11 @@ class CLIPModule(Module):
         checkpoint: str | None = None,
         random_init: bool = False,
         objective: Objective | None = None,
-        trainable: Sequence[Literal["image", "text", "logit_scale"]] = ("image", "text", "logit_scale"),
+        trainable: Sequence[Literal["image", "text", "logit_scale", "image.head", "text.head"]] = (
+            "image",
+            "text",
+            "logit_scale",
+        ),
         layer_decay: float | None = None,
         augment: ImageAugment | None = AUGMENT,
         lr: float = 1e-5,
@@ -72,8 +79,8 @@ class CLIPModule(Module):
     ) -> None:
         super().__init__(objective or Contrastive(), lr, weight_decay, betas, schedule, optimizer)
         for part in trainable:
-            if part not in TOWERS:
-                raise ConfigError(f"CLIPModule: trainable part '{part}' is unknown; {near(part, TOWERS)}")
+            if part not in PARTS:
+                raise ConfigError(f"CLIPModule: trainable part '{part}' is unknown; {near(part, PARTS)}")
         if layer_decay is not None and not 0 < layer_decay <= 1:
             raise ConfigError(f"CLIPModule: layer_decay is {layer_decay}; it must be within (0, 1]")
         self.source = clip_source.find(model)
@@ -85,6 +92,10 @@ class CLIPModule(Module):
         self._scales = {} if layer_decay is None else layer_scales(self.network, layer_decay)
         self._prompts: dict[tuple[tuple[str, ...], tuple[str, ...]], Tensor] = {}
         self._choose_trainable()
+        trains = {head(canonical(name)) for name, p in self.network.named_parameters() if p.requires_grad}
+        for part in self.trainable & HEADS.keys():
+            if part not in trains:
+                raise ConfigError(f"CLIPModule: trainable '{part}': '{model}' has no such projection; name the tower")
 
     # -- the contract -----------------------------------------------------------------------------------------------
 
@@ -142,6 +153,14 @@ class CLIPModule(Module):
 
         return linear_sites(self.network, tower)
 
+    def export(self, folder: Path, format: str) -> None:
+        """``open_clip``: a folder that ``open_clip.create_model("local-dir:FOLDER")`` reads, tokenizer included."""
+        if format != "open_clip":
+            return super().export(folder, format)
+        from mmcl.modules import clip_export
+
+        clip_export.export(self.network, self.source, self.samples.tokenizer, folder)
+
     def check(self, stream: Stream) -> None:
         super().check(stream)
         for evalset in stream.evals:
@@ -156,16 +175,20 @@ class CLIPModule(Module):
 
     def _choose_trainable(self) -> None:
         for name, parameter in self.network.named_parameters():
-            parameter.requires_grad_(tower(canonical(name)) in self.trainable)
+            known = canonical(name)
+            parameter.requires_grad_(not self.trainable.isdisjoint((tower(known), head(known))))
 
     def train(self, mode: bool = True) -> CLIPModule:
-        """A tower that does not train keeps its running statistics and drops nothing out."""
+        """A tower that does not train keeps its running statistics and drops nothing out; its head may train above."""
         super().train(mode)
         network: Any = self.network
-        if "image" not in self.trainable:
-            network.visual.eval()
-        if "text" not in self.trainable and isinstance(getattr(network, "text", None), nn.Module):
-            network.text.eval()
+        for part, inner in (("image", network.visual), ("text", getattr(network, "text", None))):
+            if part in self.trainable or not isinstance(inner, nn.Module):
+                continue
+            inner.eval()
+            own: Any = getattr(inner, "head" if part == "image" else "proj", None)
+            if f"{part}.head" in self.trainable and isinstance(own, nn.Module):
+                own.train(mode)
         return self
 
     @torch.no_grad()

@@ -9,6 +9,14 @@ from typing import Any
 from timm.models import group_parameters
 
 TOWERS = ("image", "text", "logit_scale")
+HEADS = {"image.head": "image", "text.head": "text"}
+"""Part of a tower that projects into the space of both -> its tower."""
+PARTS = (*TOWERS, *HEADS)
+"""What can be trained on its own."""
+_HEADS = {
+    "image.head": re.compile(r"^visual\.(head\.|proj\b|attnpool\.c_proj\.)"),
+    "text.head": re.compile(r"^(text\.)?(text_projection\b|proj\.)"),
+}
 _BLOCK = re.compile(r"^.*?\b(?:(?:resblocks|blocks|layers|layer|block|h)\.\d+|layer\d\.\d+)\.")
 _STEM = re.compile(r"embed|\bcls|\bconv\d|\bbn\d|\bln_pre|\bpatch|\bstem")
 
@@ -25,6 +33,14 @@ def tower(name: str) -> str | None:
     if name in ("logit_scale", "logit_bias"):
         return "logit_scale"
     return None if name.startswith("text_decoder.") else "text"
+
+
+def head(name: str) -> str | None:
+    """``image.head`` or ``text.head`` for a parameter of a projection into the common space, None for any other.
+
+    Projections are those of open_clip's own towers and ResNets, and what it puts on towers of timm and transformers.
+    """
+    return next((part for part, pattern in _HEADS.items() if pattern.search(name)), None)
 
 
 def block(name: str) -> int | None:
