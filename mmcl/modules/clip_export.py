@@ -30,7 +30,7 @@ def export(network: nn.Module, source: CLIPSource, tokenizer: Any, folder: Path)
         folder: exists and is empty.
     """
     visual: Any = network.visual
-    config = {"model_cfg": _model_config(source), "preprocess_cfg": dict(visual.preprocess_cfg)}
+    config = {"model_cfg": model_config(source), "preprocess_cfg": dict(visual.preprocess_cfg)}
     text: dict[str, Any] = config["model_cfg"]["text_cfg"]
     name = text.get("hf_model_name")
     if name and source.folder is not None and (source.folder / name / "config.json").is_file():
@@ -45,7 +45,7 @@ def export(network: nn.Module, source: CLIPSource, tokenizer: Any, folder: Path)
     (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
-def _model_config(source: CLIPSource) -> dict[str, Any]:
+def model_config(source: CLIPSource) -> dict[str, Any]:
     """A copy of the architecture's configuration."""
     if source.config is not None:
         config: Any = source.config["model_cfg"]

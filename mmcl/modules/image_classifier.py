@@ -22,7 +22,8 @@ from mmcl.outputs import Batch, Objective, Outputs, Site
 from mmcl.schedule import Schedule
 from mmcl.stream import Stream, Task
 
-PARTS = ("backbone", "head")
+Part = Literal["backbone", "head"]
+PARTS: tuple[Part, ...] = ("backbone", "head")
 CHOICES = ("task", "seen", "all")
 AUGMENT = ImageAugment(scale=(0.6, 1.0), hflip=True)
 
@@ -77,7 +78,7 @@ class ImageClassifierModule(Module):
         train_classes: Literal["task", "seen", "all"] = "task",
         eval_classes: Literal["task", "seen", "all"] = "seen",
         class_names: Sequence[str] | None = None,
-        trainable: Sequence[Literal["backbone", "head"]] = PARTS,
+        trainable: Sequence[Part] = PARTS,
         freeze_norm: bool = True,
         head_lr_scale: float = 1.0,
         image_size: int | None = None,

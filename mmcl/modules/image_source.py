@@ -47,9 +47,9 @@ class ImageSource:
         """
         try:
             with torch.random.fork_rng(devices=[]):
-                network = timm.create_model(self.name, pretrained=pretrained, num_classes=0)
-                fixed = network.pretrained_cfg.get("fixed_input_size", False)
-                if fixed and image_size not in (None, network.pretrained_cfg["input_size"][-1]):
+                network: nn.Module = timm.create_model(self.name, pretrained=pretrained, num_classes=0)
+                config: Any = network.pretrained_cfg
+                if config.get("fixed_input_size") and image_size not in (None, config["input_size"][-1]):
                     network = timm.create_model(self.name, pretrained=pretrained, num_classes=0, img_size=image_size)
         except FAULTS as error:
             fetched = "; without a network give a `local-dir:` folder" if pretrained else ""

@@ -217,7 +217,7 @@ def test_a_stream_is_checked_before_anything_is_written(make: Make, tools: Simpl
 
 
 def test_bad_arguments_are_refused(make: Make) -> None:
-    with pytest.raises(ConfigError, match=r"part 'texts' is unknown; did you mean text\?"):
+    with pytest.raises(ConfigError, match=r"part 'texts' is unknown; did you mean text or text\.head\?"):
         make(trainable=("texts",))
     with pytest.raises(ConfigError, match="layer_decay is"):
         make(layer_decay=1.5)
