@@ -93,7 +93,7 @@ class LabelSpace:
         if not 0 <= label < len(columns):
             raise RunError(
                 f"sample '{key}' has label {label}, but its task has {len(columns)} classes (labels 0.."
-                f"{len(columns) - 1}); map the source's labels (`labels`) or mend `class_names`"
+                f"{len(columns) - 1}); map the source's labels (`labels`), or leave them out of its `fields`"
             )
         return columns[label]
 
