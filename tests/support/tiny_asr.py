@@ -13,6 +13,7 @@ import soundfile
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
+    GenerationConfig,
     HubertConfig,
     PreTrainedTokenizerFast,
     Wav2Vec2Config,
@@ -118,11 +119,8 @@ def whisper(folder: Path, seconds: int = 2, multilingual: bool = False) -> Path:
     text.save_pretrained(folder)
     WhisperFeatureExtractor(feature_size=8, chunk_length=seconds).save_pretrained(folder)
     if multilingual:
-        from transformers import GenerationConfig
-
-        told = GenerationConfig.from_model_config(config)
-        told.is_multilingual = True
-        told.save_pretrained(folder)
+        told = {"suppress_tokens": [3, 4], "begin_suppress_tokens": [5, end]}
+        GenerationConfig(is_multilingual=True, **told).save_pretrained(folder)
     return folder
 
 
