@@ -7,7 +7,7 @@ import pytest
 import transformers
 
 from mmcl import assets
-from mmcl.benchmarks.pocket_wav2vec import MODEL, PRETRAINING, pocket_wav2vec
+from mmcl.benchmarks.pocket_wav2vec import MODEL, PRETRAINING, STEPS, pocket_wav2vec
 from mmcl.datamodules import StreamDataModule, write_shard
 from mmcl.errors import ConfigError
 from mmcl.modules import hf_source
@@ -31,7 +31,7 @@ def fetched(tmp_path, monkeypatch):
 def test_each_language_trains_its_own_column(fetched):
     stream = pocket_wav2vec()
     assert [t.name for t in stream.tasks] == stream.trained_columns() == stream.columns() == ["en", "es", "fr"]
-    assert [t.budget.steps for t in stream.tasks] == [PRETRAINING, 100, 100]
+    assert [t.budget.steps for t in stream.tasks] == [PRETRAINING, STEPS, STEPS]
     for task, column in zip(stream.tasks, stream.evals, strict=True):
         assert [Path(s.shards[0]).name for s in task.train] == [f"{task.name}-train.tar"]
         assert Path(column.source.shards[0]).name == f"{task.name}-test.tar"
