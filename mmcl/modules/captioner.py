@@ -165,7 +165,7 @@ class CaptionerModule(CLIPModule):
         return row
 
     @torch.no_grad()
-    def generate(self, batch: Batch, max_new_tokens: int = 30) -> Outputs:
+    def generate(self, batch: Batch, max_new_tokens: int = 30, **options: Any) -> Outputs:
         """Captions that the live network gives, the likeliest token at each step.
 
         Args:
@@ -174,7 +174,12 @@ class CaptionerModule(CLIPModule):
 
         Returns:
             ``texts``, one for each picture.
+
+        Raises:
+            ConfigError: any other option.
         """
+        if options:
+            raise ConfigError(f"CaptionerModule: generate knows no option {', '.join(options)}; it has max_new_tokens")
         coca: Any = self.network
         image = batch["image"].contiguous(memory_format=self.memory_format)
         _, places = coca._encode_image(image)

@@ -66,7 +66,7 @@ def pictures(batch: Batch, kind: str, image_token: int, input_ids: Tensor) -> di
 
 def _by_row(values: Tensor, counts: Tensor) -> Tensor:
     """(N, ...) -> (B, most, ...), filled up with zeros: the network drops tiles that are all 0."""
-    split = values.split(counts.tolist())
+    split = torch.split(values, counts.tolist())
     padded = values.new_zeros((len(split), max(map(len, split)), *values.shape[1:]))
     for row, own in zip(padded, split, strict=True):
         row[: len(own)] = own

@@ -135,9 +135,9 @@ def test_documents_share_a_batch_with_questions() -> None:
     alone = module.collate([document(module)])
     assert "pixel_values" not in alone
     logits, wanted = module(mixed), module(alone)
-    assert wanted.logits is not None and logits.logits is not None
+    assert wanted.logits is not None and logits.logits is not None and wanted.valid is not None
     torch.testing.assert_close(logits.logits[2, : wanted.logits.shape[1]], wanted.logits[0])
-    assert int(wanted.valid.sum()) == len(document(module)["input_ids"]) - 1  # type: ignore[union-attr]
+    assert int(wanted.valid.sum()) == len(document(module)["input_ids"]) - 1
 
 
 def test_rows_that_are_padding_do_not_count() -> None:
