@@ -15,6 +15,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from mmcl import presets
 from mmcl.report.formats import memory
 
 STREAMS = {
@@ -26,7 +27,8 @@ STREAMS = {
     "towers": "MobileNetV2 and MiniLM with heads over five visual domains; retrieval",
 }
 """Folder of configs under ``pocket/`` -> what it is."""
-METHODS = ("frozen", "finetune", "mwi", "distillation")
+METHODS = ("frozen", "finetune", "mwi", "distillation", "lwf")
+"""Configs in such a folder; a stream has one of the last two."""
 BEGIN, END = "<!-- modalities: begin -->", "<!-- modalities: end -->"
 
 
@@ -93,12 +95,14 @@ def main() -> None:
     parser.add_argument("--streams", nargs="+", default=list(STREAMS), choices=list(STREAMS))
     parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(METHODS))
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, default=Path("runs/modalities"))
+    parser.add_argument("--out", type=Path, default=Path("runs/pocket"))
     parser.add_argument("--page", type=Path, help="Markdown page that holds the tables, for instance docs/results.md")
     given = parser.parse_args()
+    known = presets.listing()
     for stream in given.streams:
         for method in given.methods:
-            run(stream, method, given.out, given.seed)
+            if f"pocket/{stream}/{method}" in known:
+                run(stream, method, given.out, given.seed)
     text = gather(STREAMS, METHODS, given.out)
     print(text)
     if given.page is not None:
