@@ -16,7 +16,7 @@ from mmcl.errors import ConfigError, SampleError, near
 from mmcl.modules import hf_source, mllm_batch, mllm_conversation, mllm_pictures
 from mmcl.modules.base import Module, OptimizerBuilder
 from mmcl.modules.clip_layers import block, canonical
-from mmcl.modules.mllm_source import check_image_token, processor_place
+from mmcl.modules.mllm_source import check_image_token, processor_place, save_processor
 from mmcl.modules.objectives import IGNORED, CrossEntropy
 from mmcl.modules.text_packing import check_tokenizer, load_tokenizer
 from mmcl.outputs import SKIP, Batch, Objective, Outputs, Site
@@ -102,14 +102,14 @@ class MLLMModule(Module):
         self.language_layers = language_layers
         self.projector_lr = projector_lr
         self.max_length = max_length
-        place = processor_place(self.source, processor)
+        self.place = processor_place(self.source, processor)
         self.tokenizer = load_tokenizer(self.source, processor)
         token = check_image_token(self.source, self.tokenizer)
         self.image_token = int(self.source.config.image_token_id)
         self.network = self.source.create(transformers.AutoModelForImageTextToText, checkpoint, random_init)
         check_tokenizer(self.tokenizer, self.network, model, {"image token": self.image_token})
         self.prompter = mllm_conversation.Prompter(self.tokenizer, token, chat_template, model)
-        self.pictures = mllm_pictures.find(self.source, place, self.network, token)
+        self.pictures = mllm_pictures.find(self.source, self.place, self.network, token)
         pad = self.tokenizer.pad_token_id
         self.padding = int(self.prompter.end if pad is None or pad == self.image_token else pad)
         self._blocks = _blocks(self.network)
@@ -284,7 +284,7 @@ class MLLMModule(Module):
         plain.generation_config = live.generation_config
         plain.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
-        self.pictures.processor.save_pretrained(folder)
+        save_processor(self.place, self.pictures.processor, folder)
 
 
 def _blocks(network: nn.Module) -> list[int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,8 @@ from mmcl.errors import ConfigError
 from mmcl.modules import places
 from mmcl.modules.hf_source import HFSource
 
-FILES = ("preprocessor_config.json", "processor_config.json")
+COMBINED = "processor_config.json"
+FILES = ("preprocessor_config.json", COMBINED)
 
 
 def processor_place(source: HFSource, name: str | None) -> HFSource | None:
@@ -30,6 +32,14 @@ def processor_place(source: HFSource, name: str | None) -> HFSource | None:
 
 def _has_processor(folder: Path) -> bool:
     return any((folder / file).is_file() for file in FILES)
+
+
+def save_processor(place: HFSource | None, images: Any, folder: Path) -> None:
+    """Write the image processor, and the file that tells transformers how it goes with the tokenizer."""
+    images.save_pretrained(folder)
+    combined = Path(place.place) / COMBINED if place is not None and place.place is not None else None
+    if combined is not None and combined.is_file():
+        shutil.copyfile(combined, folder / COMBINED)
 
 
 def check_image_token(source: HFSource, tokenizer: Any) -> str:
