@@ -171,6 +171,7 @@ class CaptionerModule(CLIPModule):
         Args:
             batch: ``image`` (B, 3, H, W).
             max_new_tokens: where to stop if no end token comes; never beyond the context.
+            options: there are no others.
 
         Returns:
             ``texts``, one for each picture.

@@ -25,7 +25,7 @@ from transformers import (
 from mmcl.datamodules.write import write_shard
 from mmcl.modules.asr import ASRModule
 from mmcl.modules.base import Module
-from mmcl.outputs import Audio
+from mmcl.outputs import SKIP, Audio, Batch
 from mmcl.stream import Budget, EvalSet, Source, Stream, Task
 
 WORDS = {"en": ["go", "no", "see", "don't", "we"], "es": ["sí", "año", "no", "qué", "voz"]}
@@ -162,6 +162,21 @@ def module(family: str = "whisper", folder: Path | None = None, seed: int = 0, *
     (whisper if family == "whisper" else lambda p: wave(p, family))(place)
     torch.manual_seed(seed)
     return ASRModule(**({"model": f"local-dir:{place}", "random_init": True, "lr": 1e-3} | settings))
+
+
+EN = Task("en", [Source(["a.tar"])], Budget(steps=1), language="en")
+ES = Task("es", [Source(["a.tar"])], Budget(steps=1), language="es")
+
+
+def batch_of(module: ASRModule, texts: list[str]) -> Batch:
+    """Transcripts, sung, as a batch that can be trained on."""
+    samples = [{"audio": sung(text), "text": text} for text in texts]
+    rows = [{"__key__": str(i), **module.transform(s, False)} for i, s in enumerate(samples)]
+    assert not any(SKIP in row for row in rows)
+    return module.collate(rows)
+
+
+TEXTS = ["go see", "we don't go", "no"]
 
 
 CASES: Mapping[str, tuple[Callable[[], Module], Callable[[Path], Stream]]] = {
