@@ -51,7 +51,8 @@ class ASRModule(Module):
         objective: `CrossEntropy` of the next tokens, or `CTC`, by default.
         trainable: what trains: ``encoder``, ``decoder``, ``head``, and ``features``, the convolutions of wav2vec 2.0
             and HuBERT, which are usually kept (Whisper's belong to its encoder, its head to its decoder).
-        head_lr: factor on the rate of a CTC head. A new head learns a hundred times as fast as its encoder may change.
+        head_lr_scale: factor on the rate of a CTC head. A new head needs to learn about a hundred times as fast as its
+            encoder may change.
         lr: learning rate; each task may scale it.
         weight_decay: of the default optimizer; vectors and scalars are not decayed.
         betas: of the default optimizer.
@@ -79,7 +80,7 @@ class ASRModule(Module):
         unknown: Literal["skip", "drop"] = "skip",
         objective: Objective | None = None,
         trainable: Sequence[Part] = ("encoder", "decoder", "head"),
-        head_lr: float = 1.0,
+        head_lr_scale: float = 1.0,
         lr: float = 1e-5,
         weight_decay: float = 0.0,
         betas: tuple[float, float] = (0.9, 0.98),
@@ -89,13 +90,14 @@ class ASRModule(Module):
         for part in trainable:
             if part not in PARTS:
                 raise ConfigError(f"ASRModule: trainable part '{part}' is unknown; {near(part, PARTS)}")
-        if head_lr <= 0:
-            raise ConfigError(f"ASRModule: head_lr is {head_lr}; it must be positive")
+        if head_lr_scale <= 0:
+            raise ConfigError(f"ASRModule: head_lr_scale is {head_lr_scale}; it must be positive")
         source = hf_source.find(model)
         chosen = _kind(source, kind)
         default = CrossEntropy() if chosen == "seq2seq" else CTC()
         super().__init__(objective or default, lr, weight_decay, betas, schedule, optimizer)
-        self.kind, self.language, self.trainable, self.head_lr = chosen, language, frozenset(trainable), head_lr
+        self.kind, self.language, self.trainable = chosen, language, frozenset(trainable)
+        self.head_lr_scale = head_lr_scale
         self.recogniser: Recogniser
         if chosen == "seq2seq":
             texts = source if tokenizer is None else hf_source.find(tokenizer)
@@ -204,7 +206,7 @@ class ASRModule(Module):
             parameter.requires_grad_(part in self.trainable and not fixed)
 
     def lr_scale(self, name: str) -> float:
-        return self.head_lr if self.recogniser.part(canonical(name)) == "head" else 1.0
+        return self.head_lr_scale if self.recogniser.part(canonical(name)) == "head" else 1.0
 
     def export(self, folder: Path, format: str) -> None:
         """Write the network for its peer library, adapters folded in.

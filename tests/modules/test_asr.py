@@ -376,3 +376,12 @@ def test_only_what_was_asked_for_trains(part: str) -> None:
     marks = {"encoder": "wav2vec2.encoder", "head": "lm_head", "features": "wav2vec2.feature_extractor"}
     assert any(n.startswith(marks[part]) for n in names)
     assert not any(n.startswith(m) for k, m in marks.items() if k != part for n in names)
+
+
+def test_a_new_head_has_a_rate_of_its_own() -> None:
+    module = tiny_asr.module("whisper", kind="ctc", head_lr_scale=100)
+    scales = {n: g["lr_scale"] for g in module.parameter_groups() for n in g["param_names"]}
+    assert {n for n, scale in scales.items() if scale == 100} == {"head.weight", "head.bias"}
+    assert set(scales.values()) == {1.0, 100}
+    with pytest.raises(ConfigError, match="head_lr_scale is 0"):
+        tiny_asr.module("wav2vec2", head_lr_scale=0)
