@@ -117,6 +117,10 @@ class MLLMModule(Module):
             raise ConfigError(
                 f"MLLMModule: language_layers is {language_layers}; '{model}' has {len(self._blocks)} to train"
             )
+        self._unused: frozenset[str] = frozenset()
+        if "vision" in self.trainable:
+            found = mllm_pictures.unused(self.source, self.pictures.processor, self.network)
+            self._unused = frozenset(name for name in found if part(name) == "vision")
         self._choose_trainable()
         self.train()
         if gradient_checkpointing:
@@ -257,7 +261,7 @@ class MLLMModule(Module):
         last = self._blocks[-self.language_layers :] if self.language_layers is not None else None
         for name, parameter in self.network.named_parameters():
             kind = part(canonical(name))
-            chosen = kind in self.trainable
+            chosen = kind in self.trainable and canonical(name) not in self._unused
             if kind == "language" and last is not None:
                 chosen = chosen and (block(canonical(name)) in last or name.endswith(".norm.weight"))
             parameter.requires_grad_(chosen)

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 import transformers
+from PIL import Image
 from torch import Tensor, nn
 
 from mmcl.errors import ConfigError, SampleError
@@ -130,24 +131,40 @@ def _check_grid(source: HFSource, processor: Any) -> None:
             )
 
 
+def unused(source: HFSource, processor: Any, network: nn.Module) -> frozenset[str]:
+    """Names of parameters beside a picture's features, which no training reaches (LLaVA leaves out its last layers).
+
+    Args:
+        source: of the model.
+        processor: its image processor.
+        network: whose parameters are looked at; all that lead to its features have `requires_grad`.
+    """
+    named = {name: parameter for name, parameter in network.named_parameters() if parameter.requires_grad}
+    with torch.enable_grad():
+        total = _features(source, processor, network).sum()
+        grads = torch.autograd.grad(total, list(named.values()), allow_unused=True)
+    return frozenset(name for name, grad in zip(named, grads, strict=True) if grad is None)
+
+
 @torch.no_grad()
 def _count(source: HFSource, processor: Any, network: Any) -> int:
     """Features of one picture, or of one tile, as the network itself makes them."""
-    from PIL import Image
+    return len(_features(source, processor, network))
 
+
+def _features(source: HFSource, processor: Any, network: Any) -> Tensor:
+    """(N, D) features of a grey picture, one tile where pictures are cut into tiles."""
     blank = Image.new("RGB", (64, 64), "grey")
     tiles = {"do_image_splitting": False} if source.config.model_type in TILES else {}
     was = network.training
     network.eval()
     try:
         found = processor(images=[blank], return_tensors="pt", **tiles)
-        given = {key: found[key] for key in ("pixel_values", "pixel_attention_mask") if key in found}
-        features = network.get_image_features(**given).pooler_output
+        features = network.get_image_features(**{key: found[key] for key in KEYS if key in found}).pooler_output
     except FAULTS as error:
         raise ConfigError(
             f"model '{source.model}': its image processor gives pictures that the model cannot take: {line(error)}"
         ) from error
     finally:
         network.train(was)
-    first = features[0] if isinstance(features, Sequence) else features.reshape(-1, features.shape[-1])
-    return int(first.shape[0])
+    return features[0] if isinstance(features, Sequence) else features.reshape(-1, features.shape[-1])

@@ -170,6 +170,18 @@ def test_what_trains(kind: str, chosen: Any, layers: int | None, trained: set[st
     assert scales.get("projector", 3.0) == 3.0 and scales.get("language", 1.0) == 1.0
 
 
+def test_layers_that_no_picture_goes_through_do_not_train() -> None:
+    frozen = [name for name, p in seeded("llava").network.named_parameters() if not p.requires_grad]
+    assert frozen and all("vision_tower" in name for name in frozen)
+    assert {name.split("layers.")[-1][0] for name in frozen if "layers." in name} == {"1"}  # the last of two
+    for kind in ("qwen2_vl", "idefics3"):
+        assert all(p.requires_grad for p in seeded(kind).network.parameters())
+    module = seeded("llava")
+    batch = module.collate(rows(module))
+    module.loss(module(batch), batch)["cross_entropy_loss"].backward()
+    assert all(p.grad is not None for p in module.network.parameters() if p.requires_grad)
+
+
 def tiny_picture() -> Any:
     return next(tiny.pictures("dots", 1))["png"]
 
