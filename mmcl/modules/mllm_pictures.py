@@ -167,4 +167,5 @@ def _features(source: HFSource, processor: Any, network: Any) -> Tensor:
         ) from error
     finally:
         network.train(was)
-    return features[0] if isinstance(features, Sequence) else features.reshape(-1, features.shape[-1])
+    first: Tensor = features[0] if isinstance(features, Sequence) else features.reshape(-1, features.shape[-1])
+    return first
