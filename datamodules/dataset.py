@@ -135,7 +135,7 @@ class BatchDataset(Dataset[dict[str, Any]]):
         for step in range(min(_MAX_TRIES, len(pool))):
             index = (draw.sample + step) % len(pool)
             try:
-                sample = self._load(pool, draw.epoch, index, labelled)
+                sample = self._load(draw, index, labelled)
             except BadSample as error:
                 if self._purpose == "eval":
                     raise RunError(f"{error}; an evaluation cannot leave samples out: mend it") from error
@@ -148,9 +148,11 @@ class BatchDataset(Dataset[dict[str, Any]]):
             f"source '{pool.name}': {min(_MAX_TRIES, len(pool))} samples in a row cannot be decoded: {failed[-1]}"
         )
 
-    def _load(self, pool: Pool, epoch: int, index: int, labelled: bool) -> dict[str, Any]:
+    def _load(self, draw: Draw, index: int, labelled: bool) -> dict[str, Any]:
+        pool = self._pools[draw.pool]
         reader, place = pool.locate(index)
-        seed = mix(pool.seed, epoch, index)
+        seed = mix(pool.seed, draw.epoch, index)
+        domain = -1 if draw.pool in self._sides else self._domain  # a side batch is of no task
         sample = reader.read(place)
         if labelled:  # of the shards; labels that a transform makes are its own
             sample.setdefault("labels", NO_LABEL)
@@ -158,7 +160,7 @@ class BatchDataset(Dataset[dict[str, Any]]):
             sample.pop("labels", None)
         if self._purpose != "eval" and isinstance(sample.get("text"), list):
             sample["text"] = sample["text"][mix(seed, 1) % len(sample["text"])]
-        known = {"__key__": sample["__key__"], "__index__": index, "domain": self._domain}
+        known = {"__key__": sample["__key__"], "__index__": index, "domain": domain}
         _seed_all(seed)
         try:
             row = self._transform({**sample, **known}, self._augment and reader.source.augment)

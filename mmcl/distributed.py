@@ -40,9 +40,10 @@ def total(tensor: Tensor) -> Tensor:
     """Sum over ranks."""
     if world_size() == 1:
         return tensor
-    summed = tensor.clone()
+    on_gpu = dist.get_backend() == "nccl"
+    summed = tensor.cuda() if on_gpu and not tensor.is_cuda else tensor.clone()  # nccl knows no CPU
     dist.all_reduce(summed)
-    return summed
+    return summed.to(tensor.device)
 
 
 def mean(tensor: Tensor) -> Tensor:

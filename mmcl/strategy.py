@@ -51,6 +51,8 @@ class ModuleContract(Protocol):
         distillable: which of its outputs a teacher can hold a student to, the usual one first: ``similarities`` of the
             features in `pair`, ``logits`` over classes, tokens or frames, ``tokens`` (vectors of tokens or frames),
             ``features``.
+        fresh_head: whether the columns of ``logits`` are learned in the stream alone, so that the initial model's say
+            nothing.
         pair: names of the two features that a contrastive module compares, the text's second; None elsewhere.
         paddings: batch keys of rows of different lengths, and what fills them up.
         packing: how documents become samples; None where a sample of the shards is one of the module's.
@@ -65,6 +67,7 @@ class ModuleContract(Protocol):
     provides: frozenset[str]
     probes: frozenset[str]
     distillable: tuple[Distillable, ...]
+    fresh_head: bool
     pair: tuple[str, str] | None
     paddings: Mapping[str, float]
     packing: Packing | None

@@ -103,6 +103,10 @@ class Distillation(Strategy):
                 f"Distillation: {title} cannot be distilled on {self.on or 'anything'}; {near('', offered)}"
             )
         self.on = self.on or offered[0]
+        if self.on == "logits" and self.teacher == "initial" and self.module.fresh_head:
+            raise ConfigError(
+                "Distillation: the initial head knows nothing yet; take teacher 'previous' or another `on`"
+            )
         if self.on != "similarities" and (self.texts != "batch" or self.cache_images):
             raise ConfigError(f"Distillation: `texts` and `cache_images` belong to similarities, not to {self.on}")
         if self.reference is None or not self.active:
@@ -159,6 +163,10 @@ class Distillation(Strategy):
         if theirs is None or ours is None:
             raise RunError(f"Distillation: the outputs for the batch hold no {self.on}")
         valid = torch.ones_like(ours[..., 0], dtype=torch.bool) if student.valid is None else student.valid
+        rows = valid.sum().float()  # ranks may hold different numbers of tokens, or none
+        share: Tensor = rows / context.reduce(rows).clamp(min=1)
+        if not rows:
+            return ours.sum() * 0.0
         if self.on == "tokens":
             loss = feature_distillation_loss(theirs[valid], ours[valid])
         else:
@@ -168,9 +176,7 @@ class Distillation(Strategy):
             if not ours.shape[-1]:  # no class was trained before this task
                 return ours.sum()
             loss = distillation_loss(theirs, ours, temperature=self.temperature)
-        rows = valid.sum().float()  # ranks may hold different numbers of tokens
-        weighted: Tensor = loss * rows / context.reduce(rows).clamp(min=1)
-        return weighted
+        return loss * share
 
     def _lines(self) -> Sequence[str]:
         if self.lines is None:

@@ -16,19 +16,24 @@ class LwF(Strategy):
 
     Args:
         temperature: T. The published code of ZSCL (Zheng et al., ICCV 2023), which has this baseline, uses 2.
-        image_to_text: weight of the term over texts; 1 in that code.
-        text_to_image: weight of the term over images; 1 in that code.
+        image_to_text: factor of the term over texts; 1 in that code.
+        text_to_image: factor of the term over images; 1 in that code. Both are of similarities alone.
+        weight: of the whole, also of the logits that a module without such pairs is held by.
 
     Differences from the published code: those of `Distillation`. The paper itself distils the outputs of earlier tasks'
     heads, which a model with two encoders does not have.
     """
 
-    def __init__(self, temperature: float = 2.0, image_to_text: float = 1.0, text_to_image: float = 1.0) -> None:
+    def __init__(
+        self,
+        temperature: float = 2.0,
+        image_to_text: float = 1.0,
+        text_to_image: float = 1.0,
+        weight: float = 1.0,
+    ) -> None:
         super().__init__()
         self._parts = (
-            Distillation(
-                "previous", None, temperature=temperature, image_to_text=image_to_text, text_to_image=text_to_image
-            ),
+            Distillation("previous", None, "batch", temperature, None, weight, image_to_text, text_to_image),
         )
 
     def parts(self) -> Sequence[Strategy]:

@@ -63,7 +63,7 @@ class ASRModule(Module):
     """
 
     provides = frozenset({"logits", "tokens", "sites.linear"})
-    probes = frozenset({"error_rate", "objective"})
+    probes = frozenset({"error_rate"})
     distillable = ("logits", "tokens")
     formats = ("transformers", "safetensors")
 
@@ -188,8 +188,15 @@ class ASRModule(Module):
             except ConfigError as error:
                 raise ConfigError(f"task '{task.name}': {error}") from error
             self._languages[i] = task.language
+        speaks = {task.evaluates: task.language for task in stream.tasks if task.language}
         for evalset in stream.evals:
             fields = evalset.source.fields
+            told = "language" in evalset.options or (fields is not None and "language" in fields)
+            if speaks and not told and getattr(self.recogniser, "multilingual", False):
+                raise ConfigError(
+                    f"evaluation set '{evalset.name}': this model is told the language it hears; say it, as in "
+                    f"options: {{language: {speaks.get(evalset.name, 'en')}}}"
+                )
             if fields is not None and {"audio", "text"} - fields.keys():
                 lacking = ", ".join(sorted({"audio", "text"} - fields.keys()))
                 raise ConfigError(f"evaluation set '{evalset.name}': its source's `fields` lack {lacking}")

@@ -43,6 +43,7 @@ class Module(Recorded, pl.LightningModule):
     provides: frozenset[str] = frozenset()
     probes: frozenset[str] = frozenset()
     distillable: tuple[Distillable, ...] = ()
+    fresh_head: bool = False
     pair: tuple[str, str] | None = None
     paddings: Mapping[str, float] = MappingProxyType({})
     packing: Packing | None = None

@@ -66,6 +66,7 @@ class ImageClassifierModule(Module):
     provides = frozenset({"features", "features.image", "logits", "sites.linear"})
     probes = frozenset({"classification"})
     distillable = ("logits", "features")
+    fresh_head = True
     formats = ("timm", "safetensors")
 
     def __init__(
@@ -179,6 +180,12 @@ class ImageClassifierModule(Module):
         for task in stream.tasks:
             for source in task.train:
                 _check_fields(f"task '{task.name}'", source.fields)
+            for source in task.mix:
+                if source.labels is None and (source.fields is None or "labels" in source.fields):
+                    raise ConfigError(
+                        f"task '{task.name}': labels of the mixed source '{source.name}' would count as this task's "
+                        "classes; map them with its `labels`, or leave them out of its `fields`"
+                    )
         for evalset in stream.evals:
             where = f"evaluation set '{evalset.name}'"
             _check_fields(where, evalset.source.fields)

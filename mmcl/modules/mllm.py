@@ -11,7 +11,7 @@ import torch
 import transformers
 from torch import Tensor, nn
 
-from mmcl import distributed, weights
+from mmcl import weights
 from mmcl.errors import ConfigError, SampleError, near
 from mmcl.modules import hf_source, mllm_batch, mllm_conversation, mllm_pictures
 from mmcl.modules.base import Module, OptimizerBuilder
@@ -137,7 +137,7 @@ class MLLMModule(Module):
             image processor gives (``pixel_values``, ...), without padding.
 
         Raises:
-            SampleError: no conversation, none with an answer, or a prompt longer than `max_length`.
+            SampleError: no conversation, or none with an answer.
         """
         row = {key: value for key, value in sample.items() if key not in ("image", "conversation", "text")}
         if "conversation" not in sample:
@@ -150,18 +150,21 @@ class MLLMModule(Module):
         elif any(mllm_conversation.MARK in turn["content"] for turn in exchange.turns):
             raise SampleError(f"asks about a picture ({mllm_conversation.MARK}) and has none")
         prompt = self.prompter.prompt(exchange.turns, placeholder)
-        if len(prompt) >= self.max_length:
-            raise SampleError(f"has a prompt of {len(prompt)} tokens; max_length {self.max_length} leaves no answer")
         ids, targets = mllm_batch.shifted(prompt, self.prompter.answer(exchange.answer))
-        if len(ids) > self.max_length:
+        if len(prompt) >= self.max_length:
+            row[SKIP] = f"has a prompt of {len(prompt)} tokens; max_length {self.max_length} leaves no answer"
+        elif len(ids) > self.max_length:
             row[SKIP] = f"its answer would be cut: {len(ids)} tokens, max_length is {self.max_length}"
         told = {"answers": exchange.references, "choices": exchange.choices}
         return {**row, **tensors, **told, "input_ids": ids, "targets": targets, "prompt_length": len(prompt)}
 
     def _document(self, sample: Mapping[str, Any]) -> dict[str, Any]:
-        if "image" in sample or not isinstance(sample.get("text"), str):
+        text = sample.get("text")
+        if isinstance(text, list) and len(text) == 1:  # what evaluation gives of a JSON member
+            text = text[0]
+        if "image" in sample or not isinstance(text, str):
             raise SampleError("has no conversation; the source's `fields` name the member, as in conversation: [json]")
-        ids = [*self.prompter.start, *self.prompter.ids(sample["text"]), self.prompter.end][: self.max_length]
+        ids = [*self.prompter.start, *self.prompter.ids(text), self.prompter.end][: self.max_length]
         if len(ids) < 2:
             raise SampleError("has an empty text")
         tokens, targets = mllm_batch.shifted(ids[:1], ids[1:])
@@ -200,8 +203,11 @@ class MLLMModule(Module):
         return Outputs(logits=logits, targets=targets, valid=valid)
 
     def _touch(self, network: nn.Module) -> Tensor | float:
-        """Zero, with all that a batch without pictures leaves out in its graph: several processes wait for its part."""
-        if distributed.world_size() == 1 or not torch.is_grad_enabled():
+        """Zero, with all that a batch without pictures leaves out in its graph: several processes wait for its part.
+
+        One process has it too: an optimizer moves what has a gradient of zero by its momentum.
+        """
+        if not torch.is_grad_enabled():
             return 0.0
         idle = [p for name, p in network.named_parameters() if p.requires_grad and part(name) != "language"]
         return torch.stack([p.sum() for p in idle]).sum() * 0.0 if idle else 0.0

@@ -68,11 +68,11 @@ class SpeechSamples:
             raise SampleError(f"the recording has {len(waveform)} samples, too few for one frame")
         masked = span_mask(frames, probability=self.probability, span=self.span, minimum=self.spans)
         row: dict[str, Any] = {"audio": self._normalized(waveform), "masked": masked}
-        if self.codebook is not None:
-            row["targets"] = self.codebook.targets(waveform).masked_fill(~masked, IGNORED)
         if int(masked.sum()) < 2:
             masked.zero_()
             row[SKIP] = f"the recording has {frames} frames, of which a mask of {self.span} leaves nothing to learn"
+        if self.codebook is not None:
+            row["targets"] = self.codebook.targets(waveform).masked_fill(~masked, IGNORED)
         if self.distractors:
             row["distractors"] = sample_distractors(masked, count=self.distractors)
         return row

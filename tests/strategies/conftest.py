@@ -46,6 +46,7 @@ class TowersModule:
     probes: frozenset[str] = frozenset()
     distillable = ("similarities",)
     pair = ("image", "text")
+    fresh_head = False
 
     def __init__(self) -> None:
         self.network = Towers()

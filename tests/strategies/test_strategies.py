@@ -238,6 +238,9 @@ def test_modules_without_features_distil_their_logits(toolbox: SimpleNamespace) 
         teacher=lambda name, batch: Outputs(logits=theirs),
         reduce=lambda tensor: tensor,
     )
+    context.outputs.valid = torch.zeros_like(valid)  # a rank of its own without a token
+    assert strategy.losses(context)["logits"] == 0
+    context.outputs.valid = valid
     (loss,) = strategy.losses(context).values()
     rows = torch.nn.functional.cross_entropy(ours[valid][:, :4], theirs[valid].softmax(1))
     torch.testing.assert_close(loss, 2 * rows)
