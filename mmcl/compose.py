@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 
 from mmcl.errors import ConfigError
 from mmcl.outputs import Batch, Forward, Outputs
@@ -83,13 +84,11 @@ class Composition:
     def forward(self, bare: Forward, batch: Batch, context: StepContext) -> Outputs:
         """The onion of `wrap_forward` around the module, the first strategy outermost."""
 
-        def layer(index: int) -> Forward:
-            if index == len(self._lists["wrap_forward"]):
-                return bare
-            strategy = self._lists["wrap_forward"][index]
-            return lambda inner: strategy.wrap_forward(layer(index + 1), inner, context)
-
-        return layer(0)(batch)
+        # No function here refers to itself: such a cycle would keep a step's outputs until the garbage collector runs.
+        call = bare
+        for strategy in reversed(self._lists["wrap_forward"]):
+            call = partial(_wrapped, strategy, call, context)
+        return call(batch)
 
     @contextmanager
     def eval_weights(self, variant: str = "") -> Iterator[None]:
@@ -106,3 +105,7 @@ class Composition:
     def snapshots(self) -> frozenset[str]:
         """All snapshots that somebody reads."""
         return frozenset(n for s in self.strategies for n in s.snapshots)
+
+
+def _wrapped(strategy: Strategy, call: Forward, context: StepContext, batch: Batch) -> Outputs:
+    return strategy.wrap_forward(call, batch, context)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import subprocess
 import sys
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +65,26 @@ def cut_at(stage: str = "fit", count: int = 0) -> CutAt:
     return strategy
 
 
+class Leftovers(Strategy):
+    """Looks whether a step's outputs outlive it, with the garbage collector off: on a GPU it runs too late."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.last: list[weakref.ref[torch.Tensor]] = []
+        self.seen = self.steps = 0
+
+    def losses(self, context: StepContext) -> dict[str, torch.Tensor]:
+        assert [r() for r in self.last] == [None] * len(self.last), "a reference cycle holds the outputs of the last step"
+        gc.disable()
+        tensors = [v for v in vars(context.outputs).values() if isinstance(v, torch.Tensor) and v.requires_grad]
+        self.seen += len(tensors)
+        self.last = [weakref.ref(v) for v in tensors]
+        self.steps += 1
+        if self.steps == 3:
+            raise Cut
+        return {}
+
+
 @pytest.fixture(scope="module")
 def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("cases")
@@ -97,6 +119,17 @@ def test_an_interrupted_run_ends_with_the_same_weights(case: str, shards: Path, 
     for name in ("last", "task-1", "task-2"):
         a, b = tiny.network(tmp_path / "whole", name), tiny.network(cut, name)
         assert a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_step_leaves_nothing_to_the_garbage_collector(case: str, shards: Path, tmp_path: Path) -> None:
+    leftovers = Leftovers()
+    try:
+        with pytest.raises(Cut):
+            cases.run(case, shards / case, tmp_path / "run", [leftovers])
+    finally:
+        gc.enable()
+    assert leftovers.seen
 
 
 @pytest.mark.slow
