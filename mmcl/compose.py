@@ -83,7 +83,6 @@ class Composition:
 
     def forward(self, bare: Forward, batch: Batch, context: StepContext) -> Outputs:
         """The onion of `wrap_forward` around the module, the first strategy outermost."""
-
         # No function here refers to itself: such a cycle would keep a step's outputs until the garbage collector runs.
         call = bare
         for strategy in reversed(self._lists["wrap_forward"]):

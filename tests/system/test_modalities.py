@@ -74,7 +74,7 @@ class Leftovers(Strategy):
         self.seen = self.steps = 0
 
     def losses(self, context: StepContext) -> dict[str, torch.Tensor]:
-        assert [r() for r in self.last] == [None] * len(self.last), "a reference cycle holds the outputs of the last step"
+        assert [r() for r in self.last] == [None] * len(self.last), "a cycle holds the outputs of the last step"
         gc.disable()
         tensors = [v for v in vars(context.outputs).values() if isinstance(v, torch.Tensor) and v.requires_grad]
         self.seen += len(tensors)
