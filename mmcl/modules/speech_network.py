@@ -59,7 +59,34 @@ class Encoded:
     valid: Tensor
 
 
-def encode(model: Any, audio: Tensor, lengths: Tensor, masked: Tensor | None) -> Encoded:
+class _ScaledGradient(torch.autograd.Function):
+    """The identity, whose gradient is multiplied."""
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, factor: float) -> Tensor:
+        ctx.factor = factor
+        return values.view_as(values)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        return gradients[0] * ctx.factor, None
+
+
+def scale_gradient(values: Tensor, factor: float) -> Tensor:
+    """The values themselves; what comes before them gets `factor` times their gradient.
+
+    >>> x = torch.ones(2, requires_grad=True)
+    >>> scale_gradient(x, 0.5).sum().backward()
+    >>> x.grad.tolist()
+    [0.5, 0.5]
+    """
+    scaled: Tensor = _ScaledGradient.apply(values, factor)  # type: ignore[no-untyped-call]
+    return scaled
+
+
+def encode(
+    model: Any, audio: Tensor, lengths: Tensor, masked: Tensor | None, feature_grad_mult: float = 1.0
+) -> Encoded:
     """Run a `Wav2Vec2Model` or `HubertModel`; a row does not depend on how far the batch is filled up.
 
     Args:
@@ -67,8 +94,11 @@ def encode(model: Any, audio: Tensor, lengths: Tensor, masked: Tensor | None) ->
         audio: (B, N).
         lengths: (B,) samples of each row.
         masked: (B, T) frames whose content is replaced by the mask's vector; None masks none.
+        feature_grad_mult: factor on the gradient of the convolutions.
     """
     local = _local_features(model.feature_extractor.conv_layers, audio, lengths)
+    if feature_grad_mult != 1:
+        local = scale_gradient(local, feature_grad_mult)
     valid = torch.arange(local.shape[1], device=audio.device) < frame_count(lengths, model.config)[:, None]
     projected = model.feature_projection(local)
     hidden, local = projected if isinstance(projected, tuple) else (projected, local)

@@ -66,6 +66,9 @@ class SpeechPretrainingModule(Module):
         rate: samples a second. None: what the folder says, else 16,000.
         normalize: whether each recording gets mean 0 and variance 1. None: what the folder says, else yes.
         freeze_features: keep the convolutions as they are.
+        feature_grad_mult: factor on the gradient of the convolutions, fairseq's option of that name. Adam divides it
+            out again but for its epsilon; what it changes is their part in the norm that gradients are clipped by.
+            None: as in the published models, 0.1 if the convolutions have a group norm (base), else 1 (large).
         lr: learning rate; each task may scale it.
         weight_decay: of the default optimizer; vectors and scalars are not decayed.
         betas: of the default optimizer.
@@ -73,7 +76,8 @@ class SpeechPretrainingModule(Module):
         optimizer: takes parameter groups and returns an optimizer, in place of AdamW.
 
     Raises:
-        ConfigError: the model is of another kind or cannot be masked, or the codebook does not fit it.
+        ConfigError: the model is of another kind or cannot be masked, the codebook does not fit it, or a number is out
+            of its range.
 
     Differences from transformers: a recording does not depend on the batch's padding, whose values enter the group norm
     there; layers are never dropped (processes would drop different ones); the convolution over positions trains one
@@ -105,6 +109,7 @@ class SpeechPretrainingModule(Module):
         rate: int | None = None,
         normalize: bool | None = None,
         freeze_features: bool = False,
+        feature_grad_mult: float | None = None,
         lr: float = 1e-4,
         weight_decay: float = 0.01,
         betas: tuple[float, float] = (0.9, 0.98),
@@ -126,6 +131,7 @@ class SpeechPretrainingModule(Module):
         self.gumbel = gumbel
         self.code_width = code_width
         self.freeze_features = freeze_features
+        self.feature_grad_mult = _factor(feature_grad_mult, source.config)
         self.distillable = ("logits", "tokens") if hubert else ("tokens",)
         self.provides = self.provides if hubert else self.provides - {"logits"}
         config = self.source.config
@@ -164,7 +170,7 @@ class SpeechPretrainingModule(Module):
         model: Any = network
         masked = batch.get("masked")
         body = model.hubert if self.kind == "hubert" else model.wav2vec2
-        encoded = encode(body, batch["audio"], batch["audio_lengths"], masked)
+        encoded = encode(body, batch["audio"], batch["audio_lengths"], masked, self.feature_grad_mult)
         valid = encoded.valid if "valid" not in batch else encoded.valid & batch["valid"][:, None]
         outputs = Outputs(tokens=encoded.tokens, valid=valid)
         if self.kind == "hubert":
@@ -286,6 +292,20 @@ class SpeechPretrainingModule(Module):
     def _choose_trainable(self) -> None:
         for name, parameter in self.network.named_parameters():
             parameter.requires_grad_(not (self.freeze_features and ".feature_extractor." in f".{name}"))
+
+
+def _factor(given: float | None, config: Any) -> float:
+    """The factor on the gradient of the convolutions.
+
+    Raises:
+        ConfigError: it is not within (0, 1].
+    """
+    if given is None:
+        return 0.1 if config.feat_extract_norm == "group" else 1.0
+    if not 0 < given <= 1:
+        hint = "; freeze_features keeps the convolutions as they are" if given == 0 else ""
+        raise ConfigError(f"SpeechPretrainingModule: feature_grad_mult is {given}; it must be within (0, 1]{hint}")
+    return given
 
 
 def _check(model: str, config: Any) -> str:

@@ -136,6 +136,34 @@ def test_frozen_features_stay_frozen_in_every_task(tmp_path):
     assert frozen == {n for n, _ in module.network.named_parameters() if "feature_extractor" in n}
 
 
+@pytest.mark.parametrize("make", [tiny_speech.wav2vec2, tiny_speech.hubert])
+def test_the_factor_scales_the_gradients_of_the_convolutions_only(tmp_path, make):
+    module = make(tmp_path, feat_extract_norm="group")
+    assert module.feature_grad_mult == 0.1
+    batch = tiny_speech.batch_of(module)
+    losses, gradients = {}, {}
+    for factor in (1.0, 0.25):
+        module.feature_grad_mult = factor
+        module.network.zero_grad()
+        torch.manual_seed(0)  # of Gumbel noise and dropout
+        losses[factor] = sum(module.loss(module(batch), batch).values())
+        losses[factor].backward()
+        gradients[factor] = {n: p.grad.clone() for n, p in module.network.named_parameters()}
+    assert losses[1.0] == losses[0.25]
+    for name, whole in gradients[1.0].items():
+        expected = 0.25 * whole if ".feature_extractor." in name else whole  # a power of 2 is exact
+        torch.testing.assert_close(gradients[0.25][name], expected, rtol=1e-6, atol=1e-9, msg=name)
+        assert whole.any() or ".feature_extractor." not in name
+
+
+@pytest.mark.parametrize("norm, factor", [("group", 0.1), ("layer", 1.0)])
+def test_the_factor_is_that_of_the_published_models_unless_set(tmp_path, norm, factor):
+    file = tiny_speech.write_config(tmp_path, Wav2Vec2Config(**(tiny_speech.COMMON | {"feat_extract_norm": norm})))
+    assert SpeechPretrainingModule(str(file), random_init=True).feature_grad_mult == factor
+    set_by_hand = SpeechPretrainingModule(str(file), random_init=True, feature_grad_mult=0.5)
+    assert set_by_hand.feature_grad_mult == 0.5
+
+
 def test_losses_and_gradients_are_equal_on_two_processes(tmp_path):
     sys.path.insert(0, str(HERE))
     from speech_ranks import CASES
@@ -265,6 +293,8 @@ def test_refuses_numbers_and_codebooks_that_do_not_fit(tmp_path, hubert):
         ({"mask_span": 0}, "mask_span is 0"),
         ({"distractors": 0}, "distractors is 0"),
         ({"max_seconds": -1.0}, "max_seconds"),
+        ({"feature_grad_mult": 0.0}, r"feature_grad_mult is 0\.0; .*freeze_features"),
+        ({"feature_grad_mult": 1.5}, r"feature_grad_mult is 1\.5; it must be within \(0, 1\]$"),
         ({"checkpoint": "a.safetensors"}, "only one of"),
     ]:
         with pytest.raises(ConfigError, match=message):
