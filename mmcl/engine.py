@@ -171,6 +171,7 @@ class Engine(pl.LightningModule):
         self.on_optimizer: Callable[[Optimizer], None] = lambda optimizer: None
         self._context: Context | None = None
         self._stepped = False
+        self._counts: list[Tensor] = []
 
     # -- the optimizer -----------------------------------------------------------------------------------------------
 
@@ -234,7 +235,15 @@ class Engine(pl.LightningModule):
         self.pulse.send(total, self.wants_stop(), self.step)
         if not self.pulse.late:
             self._read_pulse()
-        return total
+        return total * self._weight(context) if self.trainer.accumulate_grad_batches > 1 else total
+
+    def _weight(self, context: Context) -> Tensor | float:
+        """Targets of a batch against those of its step's first; `on_before_optimizer_step` divides by the mean."""
+        counted = self.module.objective.counted(context.outputs, context.batch)
+        if counted is None:
+            return 1.0
+        self._counts.append(distributed.total(counted.sum().float()).clamp(min=1))
+        return self._counts[-1] / self._counts[0]
 
     def _read_pulse(self) -> None:
         message = self.pulse.read()
@@ -256,6 +265,10 @@ class Engine(pl.LightningModule):
         self._read_pulse()
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        if self._counts:
+            grads = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+            torch._foreach_mul_(grads, self._counts[0] / torch.stack(self._counts).mean())
+            self._counts.clear()
         strategies = self.composition.of("on_gradients")
         if not strategies:
             return

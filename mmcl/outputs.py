@@ -84,6 +84,13 @@ class Objective(nn.Module):
         """Named scalar losses; their sum is trained."""
         raise NotImplementedError
 
+    def counted(self, outputs: Outputs, batch: Batch) -> Tensor | None:
+        """This process's targets that `terms` is the mean of, as a mask; None: batches weigh alike.
+
+        With accumulated gradients a batch weighs by its part of all targets of the step.
+        """
+        return None
+
 
 @runtime_checkable
 class Site(Protocol):

@@ -57,6 +57,11 @@ class Captioning(Contrastive):
             "caption_loss": self.caption_weight * captions,
         }
 
+    def counted(self, outputs: Outputs, batch: Batch) -> Tensor:
+        """Caption tokens; with accumulation the pairs' term follows them."""
+        assert outputs.valid is not None
+        return outputs.valid
+
 
 class CaptionerModule(CLIPModule):
     """CoCa as open_clip builds it: everything that `CLIPModule` does, and captions.

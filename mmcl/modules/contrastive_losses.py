@@ -123,6 +123,11 @@ class ClassTextCrossEntropy(Objective):
         loss = F.cross_entropy(logits, targets, label_smoothing=self.label_smoothing, reduction="sum")
         return {"cross_entropy_loss": loss * share_of_valid(batch["valid"])}
 
+    def counted(self, outputs: Outputs, batch: Batch) -> Tensor:
+        """Rows with a label."""
+        valid: Tensor = batch["labels"] != IGNORED
+        return valid & batch["valid"] if "valid" in batch else valid
+
 
 def _require(objective: Objective, batch: Batch) -> None:
     missing = sorted(objective.needs - batch.keys())

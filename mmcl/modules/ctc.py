@@ -46,8 +46,13 @@ class CTC(Objective):
         )
         if self.by_length:
             losses = losses / lengths.clamp(min=1)
-        real = frames > 0
+        real = self.counted(outputs, batch)
         return {"ctc_loss": losses[real].sum() * share_of_valid(real)}
+
+    def counted(self, outputs: Outputs, batch: Batch) -> Tensor:
+        """Rows that hold a recording."""
+        assert outputs.valid is not None
+        return outputs.valid.any(1)
 
 
 def frames_needed(targets: Sequence[int]) -> int:

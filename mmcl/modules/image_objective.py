@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from mmcl.errors import RunError
-from mmcl.modules.objectives import IGNORED, CrossEntropy, share_of_valid
+from mmcl.modules.objectives import CrossEntropy, share_of_valid
 from mmcl.outputs import Batch, Outputs
 
 CANDIDATES = "candidates"
@@ -35,7 +35,7 @@ class MaskedCrossEntropy(CrossEntropy):
         width = outputs.logits.shape[1]
         if candidates.shape[1] != width:
             raise RunError(f"MaskedCrossEntropy: {candidates.shape[1]} candidates for {width} columns of logits")
-        valid = outputs.targets != IGNORED if outputs.valid is None else outputs.valid & (outputs.targets != IGNORED)
+        valid = self.counted(outputs, batch)
         logits = outputs.logits.float().masked_fill(~candidates, -torch.inf)
         scores = logits.log_softmax(dim=1)
         loss = -scores.gather(1, outputs.targets.clamp(min=0)[:, None])[:, 0]

@@ -42,11 +42,16 @@ class CrossEntropy(Objective):
         """``cross_entropy_loss`` of ``logits`` (B, C) or (B, L, C) and ``targets`` (B,) or (B, L), -100 left out."""
         if outputs.logits is None or outputs.targets is None:
             raise RunError("CrossEntropy: the batch gives no logits or no targets; the samples lack their labels")
-        targets = outputs.targets
-        if outputs.valid is not None:
-            targets = targets.masked_fill(~outputs.valid, IGNORED)
+        counted = self.counted(outputs, batch)
+        targets = outputs.targets.masked_fill(~counted, IGNORED)
         logits = outputs.logits.flatten(0, -2).float()
         total = F.cross_entropy(
             logits, targets.flatten(), ignore_index=IGNORED, label_smoothing=self.label_smoothing, reduction="sum"
         )
-        return {"cross_entropy_loss": total * share_of_valid(targets != IGNORED)}
+        return {"cross_entropy_loss": total * share_of_valid(counted)}
+
+    def counted(self, outputs: Outputs, batch: Batch) -> Tensor:
+        """Targets that are not -100, of ``valid`` places."""
+        assert outputs.targets is not None
+        real = outputs.targets != IGNORED
+        return real if outputs.valid is None else real & outputs.valid

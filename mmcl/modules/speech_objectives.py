@@ -50,6 +50,10 @@ class ContrastiveSpeech(Objective):
             "diversity_loss": self.diversity * diversity,
         }
 
+    def counted(self, outputs: Outputs, batch: Batch) -> Tensor:
+        """Masked frames with a distractor."""
+        return _of_wav2vec(outputs)[1]
+
     @torch.no_grad()
     def sums(self, outputs: Outputs, batch: Batch) -> dict[str, Tensor]:
         """``loss``, ``count`` of masked frames, ``right`` of those whose true frame is nearest, (G, V) ``usage``.

@@ -20,7 +20,7 @@ import torch
 from mmcl import Strategy, Stream
 from mmcl import trainer as lightning
 from mmcl.datamodules import StreamDataModule
-from mmcl.modules.base import Module
+from mmcl.modules.base import Module, OptimizerBuilder
 from mmcl.runner import Runner, RunOptions
 
 Case = tuple[Callable[[], Module], Callable[[Path], Stream]]
@@ -37,16 +37,27 @@ def found() -> dict[str, Case]:
     return cases
 
 
-def run(case: str, shards: Path, folder: Path, strategies: Sequence[Strategy] = (), devices: int = 1) -> dict[str, Any]:
+def run(
+    case: str,
+    shards: Path,
+    folder: Path,
+    strategies: Sequence[Strategy] = (),
+    devices: int = 1,
+    optimizer: OptimizerBuilder | None = None,
+    **trainer_arguments: Any,
+) -> dict[str, Any]:
     """Train a case from its start, or from where the folder stands."""
     module, stream = found()[case]
     shards.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(0)
     data = StreamDataModule(stream(shards), batch_size=BATCH, eval_batch_size=5)
-    trainer = lightning.make(accelerator="cpu", devices=devices, enable_progress_bar=False, log_every_n_steps=2)
+    quiet = {"accelerator": "cpu", "enable_progress_bar": False, "log_every_n_steps": 2}
+    trainer = lightning.make(**quiet, devices=devices, **trainer_arguments)
+    made = module()
+    made.optimizer_builder = optimizer or made.optimizer_builder
     # Modules may lie in a folder that is another one in each process.
     options = RunOptions(run_dir=folder, save_every=2, identity={"case": case})
-    return Runner(data, module(), strategies, trainer, options).fit()
+    return Runner(data, made, strategies, trainer, options).fit()
 
 
 def main() -> None:

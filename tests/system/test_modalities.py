@@ -6,6 +6,7 @@ import gc
 import subprocess
 import sys
 import weakref
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import cases
 import pytest
 import tiny
 import torch
+from torch.optim import SGD
 
 from mmcl import Strategy
 from mmcl.outputs import Batch, Forward, Outputs
@@ -119,6 +121,22 @@ def test_an_interrupted_run_ends_with_the_same_weights(case: str, shards: Path, 
     for name in ("last", "task-1", "task-2"):
         a, b = tiny.network(tmp_path / "whole", name), tiny.network(cut, name)
         assert a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+@pytest.mark.parametrize("case", ["causal_lm", "asr-whisper", "asr-wav2vec2", "smolvlm"])
+def test_accumulated_batches_weigh_by_their_targets(case: str, shards: Path, tmp_path: Path) -> None:
+    """Rows hold different numbers of targets; cut into two or four batches, a step's gradient stays what it was."""
+
+    def trained(parts: int) -> dict[str, torch.Tensor]:
+        run = tmp_path / str(parts)
+        cases.run(case, shards / case, run, optimizer=partial(SGD, lr=1e-2), accumulate_grad_batches=parts)
+        return tiny.network(run, "task-1")
+
+    whole = trained(1)
+    for parts in (2, 4):
+        cut = trained(parts)
+        for name, value in whole.items():
+            torch.testing.assert_close(cut[name], value, rtol=1e-4, atol=1e-6, msg=lambda m, n=name: f"{n}: {m}")
 
 
 @pytest.mark.parametrize("case", CASES)
