@@ -110,6 +110,7 @@ class ASRModule(Module):
         self.paddings = dict(self.recogniser.paddings)
         self.audio = AudioTransform(self.recogniser.rate, self.recogniser.least / self.recogniser.rate)
         self.network = self.recogniser.load(checkpoint, random_init).train()
+        self.fresh_head = self.recogniser.fresh_head
         self._languages: dict[int, str | None] = {}
         self._choose_trainable()
 
@@ -126,7 +127,8 @@ class ASRModule(Module):
 
         Returns:
             ``logits`` (B, L, C), ``valid`` (B, L), ``tokens`` (B, L, D), and in seq2seq ``targets`` (B, L), over
-            the L tokens or frames. Empty where the batch has no recordings or, in seq2seq, no transcripts.
+            the L tokens or frames; with CTC ``known`` (C,), the rows of the head that earlier tasks have trained. Empty
+            where the batch has no recordings or, in seq2seq, no transcripts.
         """
         return self.recogniser.compute(network, batch)
 

@@ -29,12 +29,14 @@ class CTCRecogniser:
 
     rate = 16_000
     least = 1
+    fresh_head = False
     key = ""  # the batch key of what the encoder reads
     paddings: Mapping[str, float]
 
     def __init__(self, language: str, alphabets: Mapping[str, str], unknown: Unknown) -> None:
         self.language, self.alphabets, self.unknown = language, dict(alphabets), unknown
         self.alphabet = self.first_alphabet()
+        self._known: int | None = None
 
     # -- what an encoder brings ---------------------------------------------------------------------------------------
 
@@ -61,6 +63,8 @@ class CTCRecogniser:
 
     def grow(self, network: nn.Module, language: str | None) -> None:
         """Append head rows for symbols that the language brings; earlier rows keep their places."""
+        first = self._known is None
+        self._known = 0 if first and self.fresh_head else len(self.alphabet)
         self.alphabet = self.alphabet.with_letters(letters_of(language or self.language, self.alphabets))
         head = self.head(network)
         if len(self.alphabet) > len(head.weight):
@@ -93,7 +97,10 @@ class CTCRecogniser:
         if "valid" in batch:
             valid = valid & batch["valid"][:, None]
         logits = self.head(network)(tokens)
-        return Outputs(logits=logits, valid=valid, tokens=tokens, extra={"blank": self.alphabet.blank})
+        outputs = Outputs(logits=logits, valid=valid, tokens=tokens, extra={"blank": self.alphabet.blank})
+        if self._known is not None:  # rows that a task has just brought are random: no teacher's word on them counts
+            outputs.known = torch.arange(logits.shape[-1], device=logits.device) < self._known
+        return outputs
 
     def generate(
         self, network: nn.Module, batch: Batch, max_new_tokens: int = MOST_TOKENS, language: str | None = None

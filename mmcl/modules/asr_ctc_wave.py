@@ -80,6 +80,7 @@ class WaveCTC(CTCRecogniser):
         return Alphabet(tuple(vocabulary[i] for i in sorted(vocabulary)), self.source.config.pad_token_id)
 
     def load(self, checkpoint: str | None, random_init: bool) -> nn.Module:
+        self.fresh_head = random_init or not (checkpoint or self.trained)
         if checkpoint and not random_init:
             file = Path(checkpoint).expanduser()
             found, network = read_weights(file), self.source.build(self.kind)

@@ -79,7 +79,8 @@ class WhisperCTC(CTCRecogniser):
             raise ConfigError(f"model '{self.source.model}': its {ALPHABET} cannot be read: {error}") from error
 
     def load(self, checkpoint: str | None, random_init: bool) -> nn.Module:
-        if self.own is not None and not (checkpoint or random_init):
+        self.fresh_head = self.own is None or checkpoint is not None or random_init
+        if self.own is not None and not self.fresh_head:
             encoder = whisper_network.shorten(self.source.create(WhisperEncoder), self.seconds)
             network = WhisperCTCNetwork(encoder, self.new_head(self.source.config.d_model))
             fill(network.head, read_weights(self.own / HEAD), self.own / HEAD, self.source.model)

@@ -21,11 +21,13 @@ class Recogniser(Protocol):
         rate: samples a second.
         least: samples that a recording must have.
         paddings: batch keys of rows of different lengths, and what fills them up.
+        fresh_head: once loaded, whether its head is new and knows nothing yet.
     """
 
     rate: int
     least: int
     paddings: Mapping[str, float]
+    fresh_head: bool
 
     def load(self, checkpoint: str | None, random_init: bool) -> nn.Module:
         """The network to train."""

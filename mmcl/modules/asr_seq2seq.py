@@ -34,6 +34,7 @@ class Seq2Seq:
     """
 
     least = 1
+    fresh_head = False
 
     def __init__(self, source: HFSource, tokenizer: Any, max_seconds: int | None, language: str) -> None:
         whisper_network.settle(source.config)

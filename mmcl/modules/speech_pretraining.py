@@ -150,6 +150,7 @@ class SpeechPretrainingModule(Module):
         if not hubert and self.samples.distractors < 1:
             raise ConfigError(f"SpeechPretrainingModule: distractors is {distractors}; it must be 1 or more")
         self.network = self._create(checkpoint, random_init)
+        self._tasks = 0
         self._choose_trainable()
 
     # -- the contract ------------------------------------------------------------------------------------------------
@@ -163,9 +164,10 @@ class SpeechPretrainingModule(Module):
                 (B, T), ``valid`` (B,); all but the first two are optional.
 
         Returns:
-            ``tokens`` (B, T, D) and their ``valid`` (B, T). HuBERT: ``logits`` (B, T, C) over clusters and ``targets``
-            (B, T). wav2vec 2.0: in ``extra`` the ``contrastive_logits`` (B, T, 1 + K), ``counted`` (B, T), the masked
-            frames that count, and ``code_usage`` (B, T, G, V).
+            ``tokens`` (B, T, D) and their ``valid`` (B, T). HuBERT: ``logits`` (B, T, C) over clusters, ``targets``
+            (B, T), and in the first task of new codewords ``known`` (C,), which says that none is. wav2vec 2.0: in
+            ``extra`` the ``contrastive_logits`` (B, T, 1 + K), ``counted`` (B, T), the masked frames that count, and
+            ``code_usage`` (B, T, G, V).
         """
         model: Any = network
         masked = batch.get("masked")
@@ -176,6 +178,8 @@ class SpeechPretrainingModule(Module):
         if self.kind == "hubert":
             outputs.logits = codeword_logits(model.project(encoded.tokens), model.codewords)
             outputs.targets = batch.get("targets")
+            if self.fresh_head and self._tasks == 1:  # no teacher's word on untrained codewords counts
+                outputs.known = torch.zeros(len(model.codewords), dtype=torch.bool, device=valid.device)
         elif masked is not None and "distractors" in batch:
             outputs.extra = self._contrast(model, encoded, batch) | {"counted": masked & valid}
         return outputs
@@ -208,6 +212,7 @@ class SpeechPretrainingModule(Module):
         return linear_sites(self.network, lambda name: "audio" if re.search(r"\bencoder\.layers\.", name) else None)
 
     def grow(self, task: Task) -> None:
+        self._tasks += 1
         self._choose_trainable()
 
     def export(self, folder: Path, format: str) -> None:
@@ -243,12 +248,14 @@ class SpeechPretrainingModule(Module):
         if checkpoint and random_init:
             raise ConfigError(f"model '{self.source.model}': give only one of `checkpoint` and `random_init`")
         network = self._wrapped(self.source.create(self._class(), random_init=random_init or checkpoint is not None))
+        hubert = self.kind == "hubert"
+        head = self._beside(HEAD) if hubert and not (checkpoint or random_init) else None
+        self.fresh_head = hubert and not checkpoint and head is None
         if checkpoint:
             file = Path(checkpoint).expanduser()
             fill(network, read_weights(file), file, self.source.model)
-        elif self.kind == "hubert" and not random_init and (head := self._beside(HEAD)) is not None:
-            state = network.state_dict()
-            fill(network, state | load_file(head), head, self.source.model)
+        elif head is not None:
+            fill(network, network.state_dict() | load_file(head), head, self.source.model)
         return network
 
     def _wrapped(self, network: nn.Module) -> nn.Module:
