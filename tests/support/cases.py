@@ -1,6 +1,6 @@
 """Every kind of module with a small stream of its own; run as a script it trains one of them.
 
-python cases.py CASE SHARDS RUN [--devices N] [--kill COUNT DONE]
+python cases.py CASE SHARDS RUN [--devices N] [--sgd] [--kill STAGE COUNT DONE]
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import importlib
 import signal
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -71,8 +72,13 @@ def main() -> None:
     parser.add_argument("shards", type=Path)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--devices", type=int, default=1)
+    parser.add_argument("--sgd", action="store_true", help="plain SGD without strategies")
     parser.add_argument("--kill", nargs=3, metavar=("STAGE", "COUNT", "DONE"), default=("fit", "0", "/dev/null"))
     given = parser.parse_args()
+    if given.sgd:
+        sgd = partial(torch.optim.SGD, lr=1e-2)
+        run(given.case, given.shards, given.folder, devices=given.devices, optimizer=sgd)
+        return
     stage, count, done = given.kill
     kill = SignalAt(signal.SIGKILL, stage, int(count), done)
     run(given.case, given.shards, given.folder, [LwF(), MomentumInterpolation(0.9), kill], given.devices)

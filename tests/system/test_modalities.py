@@ -29,6 +29,8 @@ from mmcl.strategies import (
 from mmcl.strategy import StepContext
 
 CASES = sorted(cases.found())
+EVERY_ROW_ALONE = ["asr-wav2vec2", "asr-whisper", "captioner", "causal_lm", "clip", "hubert", "llava", "smolvlm"]
+"""Modules whose outputs for a row do not depend on the others or on chance."""
 
 
 def strategies(name: str, case: str) -> list[Strategy]:
@@ -123,6 +125,16 @@ def test_an_interrupted_run_ends_with_the_same_weights(case: str, shards: Path, 
         assert a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
 
 
+@pytest.mark.parametrize("case", CASES)
+def test_mixed_precision_trains_every_module(case: str, shards: Path, tmp_path: Path) -> None:
+    results = cases.run(case, shards / case, tmp_path / "run", precision="bf16-mixed")
+    assert bool(torch.tensor(results["matrix"]["values"], dtype=torch.float64).isfinite().all())
+    trained = tiny.network(tmp_path / "run", "task-2")
+    assert all(value.dtype != torch.bfloat16 for value in trained.values())
+    start = tiny.network(tmp_path / "run", "task-1")
+    assert any(not torch.equal(start[k], trained[k]) for k in start if start[k].shape == trained[k].shape)
+
+
 @pytest.mark.parametrize("case", ["causal_lm", "asr-whisper", "asr-wav2vec2", "smolvlm"])
 def test_accumulated_batches_weigh_by_their_targets(case: str, shards: Path, tmp_path: Path) -> None:
     """Rows hold different numbers of targets; cut into two or four batches, a step's gradient stays what it was."""
@@ -178,6 +190,19 @@ def test_two_processes_see_what_one_sees(case: str, shards: Path, tmp_path: Path
     assert [t["samples"] for t in a["stream"]["tasks"]] == [t["samples"] for t in b["stream"]["tasks"]]
     first = [torch.tensor(r["matrix"]["values"][0], dtype=torch.float64) for r in (a, b)]
     torch.testing.assert_close(*first, rtol=1e-5, atol=1e-6)  # row 0: the same model on one process and on two
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", EVERY_ROW_ALONE)
+def test_two_processes_train_as_one(case: str, shards: Path, tmp_path: Path) -> None:
+    """Plain SGD, as Adam enlarges rounding; models without dropout, batch statistics or masks drawn in training."""
+    for devices in (1, 2):
+        ran = script(case, shards / case, tmp_path / str(devices), "--sgd", "--devices", str(devices))
+        assert ran.returncode == 0, ran.stderr
+    for task in ("task-1", "task-2"):
+        one, two = tiny.network(tmp_path / "1", task), tiny.network(tmp_path / "2", task)
+        for name, value in one.items():
+            torch.testing.assert_close(two[name], value, rtol=1e-4, atol=1e-5, msg=lambda m, n=name: f"{n}: {m}")
 
 
 def script(case: str, shards: Path, folder: Path, *more: str) -> subprocess.CompletedProcess[str]:
