@@ -27,8 +27,10 @@ STREAMS = {
     "towers": "MobileNetV2 and MiniLM with heads over five visual domains; retrieval",
 }
 """Folder of configs under ``pocket/`` -> what it is."""
+ALSO = {"classes": ("task_top1", "The same runs, choosing among the two classes of a column's task:")}
+"""Stream -> another metric that its probe measured, and the words above that table."""
 METHODS = ("frozen", "finetune", "mwi", "distillation", "lwf")
-"""Configs in such a folder; a stream has one of the last two."""
+"""Configs in such a folder; a stream has one of `distillation` and `lwf`."""
 BEGIN, END = "<!-- modalities: begin -->", "<!-- modalities: end -->"
 
 
@@ -56,18 +58,33 @@ def section(title: str, stream: str, runs: Mapping[str, dict[str, Any]]) -> list
         for c, d, n in zip(matrix["columns"], matrix["directions"], matrix["counts"], strict=True)
     ]
     lines = [f"### {title}", "", f"    mmcl fit --config pocket/{stream}/METHOD", ""]
-    lines += [f"| method | after | {' | '.join(names)} | training, peak memory |", "|---" * (len(names) + 3) + "|"]
-    lines.append(line("any", "nothing", matrix["values"][0], ""))
-    for method, results in runs.items():
+    lines += table(names, {method: (results, results["matrix"]["values"]) for method, results in runs.items()})
+    if stream in ALSO:
+        metric, words = ALSO[stream]
+        lines += [words, "", *table(names, {m: (r, of_cells(r, metric)) for m, r in runs.items()})]
+    return lines
+
+
+def table(names: Sequence[str], runs: Mapping[str, tuple[dict[str, Any], list[list[float | None]]]]) -> list[str]:
+    """Rows of every run: what its record says and the matrix to print."""
+    lines = [f"| method | after | {' | '.join(names)} | training, peak memory |", "|---" * (len(names) + 3) + "|"]
+    lines.append(line("any", "nothing", next(iter(runs.values()))[1][0], ""))
+    for method, (results, values) in runs.items():
         tasks = [task["name"] for task in results["stream"]["tasks"]]
         seconds = sum(task["train_seconds"] for task in results["tasks"])
         peak = max(task["peak_memory_bytes"] or 0 for task in results["tasks"])
-        values = results["matrix"]["values"]
         rows = [(task, row) for task, row in zip(tasks, values[1:], strict=True) if row != values[0]]
         for i, (after, row) in enumerate(rows):
             cost = f"{seconds:.0f} s, {memory(peak)}" if i == len(rows) - 1 else ""
             lines.append(line(method if i == 0 else "", after, row, cost))
     return [*lines, ""]
+
+
+def of_cells(results: dict[str, Any], metric: str) -> list[list[float | None]]:
+    """A matrix of another metric than the one that the score matrix holds."""
+    found = {(cell["row"], cell["eval"]): cell["metrics"].get(metric) for cell in results["cells"]}
+    matrix = results["matrix"]
+    return [[found.get((row, c)) for c in matrix["columns"]] for row in range(len(matrix["values"]))]
 
 
 def line(method: str, after: str, row: Sequence[float | None], cost: str) -> str:
