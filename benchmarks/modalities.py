@@ -21,6 +21,7 @@ from mmcl.report.formats import memory
 STREAMS = {
     "text": "SmolLM2-135M over three domains; perplexity",
     "speech": "Whisper tiny.en from English to Spanish and French; word error rate",
+    "ctc": "A CTC head on the encoder of Whisper tiny.en, growing from English to Spanish and French; word error rate",
     "wav2vec": "a small wav2vec 2.0 from English to Spanish and French; pretraining loss",
     "classes": "Fashion-MNIST in five tasks of two classes on MobileNetV2; accuracy over the classes seen",
     "questions": "MobileNetV2 and SmolLM2-135M, questions about pictures",
