@@ -26,6 +26,8 @@ from mmcl.stream import Stream, Task
 MAX_LOGIT_SCALE = math.log(100)
 """Upper bound of the learned temperatures, as CLIP's."""
 PARTS = ("audio", "text", "logit_scale")
+SCALES = ("logit_scale_a",)
+"""The temperatures that an objective uses unless its ``scales`` name others."""
 
 
 class AudioTextContrastive(Contrastive):
@@ -37,6 +39,8 @@ class AudioTextContrastive(Contrastive):
 
     Differences from transformers: the loss that `ClapModel` returns looks for the sound of a caption in both its terms.
     """
+
+    scales = ("logit_scale_a", "logit_scale_t")
 
     def __init__(self) -> None:
         super().__init__("clip", ("audio", "text"))
@@ -63,8 +67,9 @@ class AudioTextModule(Module):
             with tokenizer and feature extractor.
         checkpoint: file of weights, in place of those of the folder; also of mmcl.
         random_init: ignore the weights of the folder: pretrain from scratch.
-        objective: `AudioTextContrastive` by default; `ClassTextCrossEntropy` for sounds with class names.
-        trainable: what trains: ``audio``, ``text``, ``logit_scale``.
+        objective: `AudioTextContrastive` by default; `ClassTextCrossEntropy` for sounds with class names. One of your
+            own that uses the texts' temperature too says ``scales = ("logit_scale_a", "logit_scale_t")``.
+        trainable: what trains: ``audio``, ``text``, ``logit_scale`` (the temperatures that the objective uses).
         context: tokens of a text; longer ones are cut. CLAP was trained with 77.
         lr: learning rate; each task may scale it.
         weight_decay: of the default optimizer; vectors and scalars are not decayed.
@@ -74,7 +79,9 @@ class AudioTextModule(Module):
 
     Recordings are resampled to the feature extractor's rate; longer ones are cropped by it, at random places that are a
     function of the sample. Training clamps both logit scales to at most 100; the one of the sounds is the outputs'
-    `logit_scale`. The audio tower has a batch norm, so its training depends on how a batch is split over processes.
+    `logit_scale`. The audio tower has a batch norm, so its training depends on how a batch is split over processes. The
+    batch norms of a fused CLAP, which only long recordings go through, keep the statistics that they came with: a batch
+    may hold one such recording, or none.
 
     Raises:
         ConfigError: the model is no CLAP, lacks a part, or has too few positions for `context`.
@@ -140,6 +147,8 @@ class AudioTextModule(Module):
         if "audio" in batch:
             heard = clap.audio_model(input_features=batch["audio"], is_longer=batch["audio_longer"])
             outputs.features["audio"] = clap.audio_projection(heard.pooler_output)
+            if parts := _fusion(clap):  # DDP waits for their gradients, also where no recording of the batch is long
+                outputs.features["audio"] = outputs.features["audio"] + 0.0 * _sum_of_weights(parts)
         for key in ("text", "class_text"):
             if key in batch:
                 read = clap.text_model(input_ids=batch[key], attention_mask=batch[key] != self.tokenizer.pad_token_id)
@@ -160,7 +169,7 @@ class AudioTextModule(Module):
         if "audio" in sample:
             wave = self.heard(sample).numpy()
             found = self.extractor(wave, sampling_rate=self.heard.rate, return_tensors="pt")
-            row["audio"], row["audio_longer"] = found["input_features"][0].float(), found["is_longer"][0]
+            row["audio"], row["audio_longer"] = found["input_features"][0].float(), self._longer(len(wave))
         if "text" in sample:
             several = not isinstance(sample["text"], str)
             tokens = self.tokenize(sample["text"] if several else [sample["text"]])
@@ -168,6 +177,14 @@ class AudioTextModule(Module):
         if "labels" in sample:
             row["labels"] = sample["labels"]
         return row
+
+    def _longer(self, samples: int) -> Tensor:
+        """(1,) whether a recording has more frames than the extractor takes.
+
+        The extractor's own word holds for whole batches: where no recording is longer, it names one at random.
+        """
+        hop = self.extractor.hop_length
+        return torch.tensor([samples // hop > self.extractor.nb_max_samples // hop])
 
     def tokenize(self, texts: Sequence[str]) -> Tensor:
         found: Tensor = self.tokenizer(
@@ -210,9 +227,11 @@ class AudioTextModule(Module):
                 scale.clamp_(0, MAX_LOGIT_SCALE)
 
     def train(self, mode: bool = True) -> AudioTextModule:
-        """A tower that does not train keeps its running statistics and drops nothing out."""
+        """A tower that does not train keeps its running statistics and drops nothing out; fusion always keeps them."""
         super().train(mode)
         clap: Any = self.network
+        for part in _fusion(clap):
+            part.eval()
         for part in {"audio", "text"} - self.trainable:
             getattr(clap, f"{part}_model").eval()
         return self
@@ -229,5 +248,18 @@ class AudioTextModule(Module):
         return None
 
     def _choose_trainable(self) -> None:
+        used = getattr(self.objective, "scales", SCALES)
         for name, parameter in self.network.named_parameters():
-            parameter.requires_grad_(any(name.startswith(part) for part in self.trainable))
+            # A temperature without a gradient would stop DDP, which waits for one.
+            idle = name.startswith("logit_scale") and name not in used
+            parameter.requires_grad_(any(name.startswith(part) for part in self.trainable) and not idle)
+
+
+def _fusion(clap: Any) -> list[nn.Module]:
+    """What only recordings that are longer than the window go through; empty where CLAP is not fused."""
+    patches = clap.audio_model.audio_encoder.patch_embed
+    return [patches.mel_conv2d, patches.fusion_model] if patches.enable_fusion else []
+
+
+def _sum_of_weights(parts: Sequence[nn.Module]) -> Tensor:
+    return torch.stack([weight.sum() for part in parts for weight in part.parameters()]).sum()

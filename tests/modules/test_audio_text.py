@@ -4,10 +4,11 @@ import subprocess
 import sys
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import tiny_speech
 import torch
-from transformers import ClapFeatureExtractor, ClapModel
+from transformers import ClapConfig, ClapFeatureExtractor, ClapModel
 
 from mmcl.errors import ConfigError, SampleError
 from mmcl.metrics.probes import build
@@ -15,6 +16,9 @@ from mmcl.modules.audio_text import AudioTextContrastive, AudioTextModule
 from mmcl.modules.contrastive_losses import ClassTextCrossEntropy, Contrastive
 from mmcl.outputs import Audio, Outputs
 from mmcl.stream import Budget, EvalSet, Source, Task
+
+NAMES = list(tiny_speech.SOUNDS)
+TONES = Task("t", [Source(["a.tar"])], Budget(steps=1), class_names=NAMES, templates=["a tone that will {}"])
 
 
 @pytest.fixture
@@ -99,6 +103,71 @@ def test_trains_everything_but_what_is_frozen(tmp_path):
     assert not part.train().network.text_model.training and part.network.audio_model.training
 
 
+def idle(module, batch):
+    """What would train but gets no gradient; DDP stops at the second step for it."""
+    module.network.zero_grad()
+    batch = module.objective.prepare(batch)
+    sum(module.loss(module(batch), batch).values()).backward()
+    return [n for n, p in module.network.named_parameters() if p.requires_grad and p.grad is None]
+
+
+@pytest.mark.parametrize("objective", [Contrastive("clip", ("audio", "text")), ClassTextCrossEntropy(0.0)])
+def test_a_temperature_that_the_objective_does_not_use_stays(tmp_path, objective):
+    module = tiny_speech.audio_text(tmp_path, objective=objective)
+    objective.start(module, TONES)
+    module.grow(TONES)
+    assert idle(module, rows(module, labels=[0, 1, 1, 0])) == []
+    assert module.network.logit_scale_a.requires_grad and not module.network.logit_scale_t.requires_grad
+    module.objective = AudioTextContrastive()
+    module.grow(TONES)
+    assert idle(module, rows(module)) == [] and module.network.logit_scale_t.requires_grad
+
+
+@pytest.fixture
+def fused(tmp_path):
+    """A CLAP that fuses crops of long recordings with the whole; transformers does it for 64 mel bins alone."""
+    folder = tiny_speech.write_clap(tmp_path / "fused")
+    config = ClapConfig.from_pretrained(folder)
+    config.audio_config.enable_fusion = True
+    config.audio_config.num_mel_bins = config.audio_config.spec_size = 64
+    config.save_pretrained(folder)
+    extractor = ClapFeatureExtractor.from_pretrained(folder).to_dict()
+    extractor |= {"feature_size": 64, "fft_window_size": 512, "truncation": "fusion"}
+    ClapFeatureExtractor(**extractor).save_pretrained(folder)
+    torch.manual_seed(0)
+    return AudioTextModule(str(folder), random_init=True, context=10, lr=1e-3)
+
+
+def noise(samples, seed=0):
+    return Audio(np.random.default_rng(seed).standard_normal(samples).astype(np.float32), 2000)
+
+
+def test_only_recordings_beyond_the_window_are_longer(fused, module):
+    both = [noise(1900), noise(2300, seed=1)]
+    theirs = fused.extractor([audio.samples for audio in both], sampling_rate=2000, return_tensors="pt")
+    assert theirs["is_longer"].tolist() == [[False], [True]]
+    batch = rows_of(fused, both)
+    assert torch.equal(batch["audio_longer"], theirs["is_longer"])
+    torch.testing.assert_close(batch["audio"][0], theirs["input_features"][0].float())
+    lone = rows_of(fused, [noise(1900), noise(2000), noise(2010)])  # the last has no frame more than the window
+    assert not lone["audio_longer"].any()
+    assert rows_of(module, both)["audio_longer"].tolist() == [[False], [True]]
+    alone, together = fused.eval()(rows_of(fused, both[:1])), fused(batch)
+    torch.testing.assert_close(alone.features["audio"][0], together.features["audio"][0], rtol=0, atol=1e-6)
+    flagged = fused({**batch, "audio_longer": torch.tensor([[True], [True]])})
+    assert not torch.allclose(flagged.features["audio"][0], together.features["audio"][0], atol=1e-3)
+
+
+def test_fusion_trains_with_any_number_of_long_recordings(fused):
+    before = {k: v.clone() for k, v in fused.network.state_dict().items() if "fusion_model" in k and "running" in k}
+    for lengths in ([1900, 1500], [1900, 2300], [2300, 2400]):
+        found = [fused.transform({"audio": noise(n, seed=n), "text": "tone"}, True) for n in lengths]
+        assert idle(fused.train(), fused.collate([{**row, "__key__": "k"} for row in found])) == []
+        long = max(lengths) > 2000
+        assert bool(fused.network.audio_model.audio_encoder.patch_embed.mel_conv2d.weight.grad.any()) == long
+    assert before and all(torch.equal(fused.network.state_dict()[k], v) for k, v in before.items())
+
+
 def test_logit_scales_stay_below_100(module):
     with torch.no_grad():
         module.network.logit_scale_a.fill_(9)
@@ -109,10 +178,8 @@ def test_logit_scales_stay_below_100(module):
 
 
 def test_learns_classes_by_their_texts(module):
-    names = list(tiny_speech.SOUNDS)
-    task = Task("t", [Source(["a.tar"])], Budget(steps=1), class_names=names, templates=["a tone that will {}"])
     objective = ClassTextCrossEntropy(0.0)
-    objective.start(module, task)
+    objective.start(module, TONES)
     batch = objective.prepare(rows(module, labels=[0, 1, 1, 0]))
     outputs = module(batch)
     assert outputs.logits.shape == (4, 2)
@@ -122,8 +189,7 @@ def test_learns_classes_by_their_texts(module):
 
 
 def test_probes_look_at_sounds(module):
-    names = list(tiny_speech.SOUNDS)
-    kinds = {"retrieval": None, "zero_shot": names}
+    kinds = {"retrieval": None, "zero_shot": NAMES}
     for kind, classes in kinds.items():
         probe = build(EvalSet("a", Source(["a.tar"]), kind, classes, options={"k": 2} if classes else {}), module)
         probe.start(module)
