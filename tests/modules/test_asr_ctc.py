@@ -93,13 +93,22 @@ def test_every_alphabet_spells_its_own_letters() -> None:
     for language, letters in LETTERS.items():
         assert len(set(letters)) == len(letters), language
         alphabet = Alphabet.of(letters)
-        text = " ".join(c for c in letters if c not in "'·")
+        first = letters[0]  # marks stand between letters
+        text = " ".join(c if c.isalpha() else f"{first}{c}{first}" for c in letters)
         rows, unknown = alphabet.encode(text)
         assert not unknown and alphabet.decode(rows) == text
+        assert set(rows) == set(range(1, len(alphabet))), language  # every symbol but the blank
     assert letters_of("es-MX", {}) == LETTERS["es"]
     assert letters_of("en", {"en": "ab"}) == "ab"
     with pytest.raises(ConfigError, match="language 'xx' has no alphabet"):
         letters_of("xx", {})
+
+
+def test_the_raised_dot_stays_within_a_word() -> None:
+    alphabet = Alphabet.of(LETTERS["ca"])
+    for written in ("Col·legi,", "COL·LEGI ·", "co\u0140legi"):  # the last one has a letter for l and dot
+        rows, unknown = alphabet.encode(written)
+        assert (alphabet.decode(rows), unknown) == ("col·legi", [])
 
 
 def test_decoding_merges_repeats_and_drops_blanks() -> None:
