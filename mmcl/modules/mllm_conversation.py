@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from mmcl.errors import ConfigError, SampleError
+from mmcl.modules.mllm_tokens import Tokens
 from mmcl.modules.places import line
 
 ROLES = {"system": "system", "user": "user", "human": "user", "assistant": "assistant", "gpt": "assistant"}
@@ -106,7 +107,9 @@ class Prompter:
         question = [{"role": "user", "content": "QUESTION"}]
         try:
             prompt = self._render(question, False, True)
-            whole = self._render([*question, {"role": "assistant", "content": PROBE}], False, False)
+            answered = [*question, {"role": "assistant", "content": PROBE}]
+            whole = self._render(answered, False, False)
+            turns = self._render([*answered, *question], False, False)
         except Exception as error:  # Jinja's own errors and whatever a template raises
             raise ConfigError(f"model '{model}': its chat template cannot be used: {line(error)}") from error
         if not whole.startswith(prompt) or PROBE not in whole[len(prompt) :]:
@@ -116,6 +119,8 @@ class Prompter:
         first = tokenizer("a").input_ids[0]
         begins = tokenizer.bos_token is not None and whole.startswith(tokenizer.bos_token)
         self.start = [first] if first == tokenizer.bos_token_id and not begins else []
+        control = {*self._written(turns), self.end, tokenizer.convert_tokens_to_ids(image_token)}
+        self.tokens = Tokens(tokenizer, control)
 
     def prompt(self, turns: Sequence[Turn], picture: str | None) -> list[int]:
         """Token ids of everything before an answer.
@@ -127,7 +132,7 @@ class Prompter:
         Raises:
             SampleError: the template refuses the turns, or there is nowhere to put the picture.
         """
-        clean = [{**turn, "content": self._without_marks(turn["content"])} for turn in turns]
+        clean = [{**turn, "content": self._content(turn["content"])} for turn in turns]
         try:
             text = self._render(clean, picture is not None, True)
         except Exception as error:  # a template may refuse an order of turns
@@ -136,21 +141,26 @@ class Prompter:
             if text.count(self.image_token) != 1:
                 raise SampleError("has a picture but no question of the user's to show it with")
             text = text.replace(self.image_token, picture)
-        return self.start + self.ids(text)
+        return self.start + self.tokens.encode(text)
 
     def answer(self, text: str) -> list[int]:
         """Token ids of an answer, the token that ends it included."""
-        return [*self.ids(self.lead + text), self.end]
+        return [*self.tokens.encode(self.lead + self.tokens.shield(text)), self.end]
 
     def ids(self, text: str) -> list[int]:
-        """Token ids of a text, nothing added."""
-        found: list[int] = self.tokenizer(text, add_special_tokens=False).input_ids
-        return found
+        """Token ids of a text, nothing added. What looks like a special token in it is text."""
+        return self.tokens.encode(self.tokens.shield(text))
 
-    def _without_marks(self, text: str) -> str:
+    def _content(self, text: str) -> str:
+        """What a turn says, without marks of a picture's place and, for the template, without special tokens."""
         for mark in (MARK, self.image_token):
             text = text.replace(mark, "")
-        return text.strip()
+        return self.tokens.shield(text.strip())
+
+    def _written(self, text: str) -> list[int]:
+        """Token ids of what the template writes itself."""
+        found: list[int] = self.tokenizer(text, add_special_tokens=False).input_ids
+        return found
 
     def _render(self, turns: Sequence[Turn], picture: bool, ask: bool) -> str:
         place = next((i for i, turn in enumerate(turns) if turn["role"] == "user"), None) if picture else None
@@ -179,7 +189,7 @@ class Prompter:
 
     def _end(self, tail: str) -> int:
         special = set(self.tokenizer.added_tokens_decoder)
-        following = self.ids(tail)
+        following = self._written(tail)
         if following and following[0] in special:
             return following[0]
         if self.tokenizer.eos_token_id is None:
