@@ -57,6 +57,7 @@ class ModuleContract(Protocol):
         paddings: batch keys of rows of different lengths, and what fills them up.
         packing: how documents become samples; None where a sample of the shards is one of the module's.
         sample_tokens: tokens of one sample, where that is fixed.
+        target_bytes: whether batches say how many bytes of text each target stands for (``target_bytes``).
         formats: what `export` writes, the peer library's own form first.
         lr: the learning rate before schedule and task have scaled it.
         schedule: factor on it over a task's steps.
@@ -72,6 +73,7 @@ class ModuleContract(Protocol):
     paddings: Mapping[str, float]
     packing: Packing | None
     sample_tokens: int | None
+    target_bytes: bool
     formats: tuple[str, ...]
     lr: float
     schedule: Schedule
@@ -79,6 +81,7 @@ class ModuleContract(Protocol):
     def __call__(self, batch: Batch) -> Outputs: ...
     def compute(self, network: nn.Module, batch: Batch) -> Outputs: ...
     def generate(self, batch: Batch, **options: Any) -> Outputs: ...
+    def check_generation(self, options: Mapping[str, Any]) -> None: ...
     def loss(self, outputs: Outputs, batch: Batch) -> dict[str, Tensor]: ...
     def build_network(self) -> nn.Module: ...
     def transform(self, sample: dict[str, Any], augment: bool) -> dict[str, Any]: ...

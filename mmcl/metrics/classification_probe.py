@@ -65,7 +65,6 @@ class ClassificationProbe(Probe):
         self,
         module: Classifier,
         class_names: Sequence[str],
-        where: str = "evaluation set",
         metric: Literal["top1", "task_top1"] = "top1",
     ) -> None:
         if metric not in METRICS:
@@ -73,7 +72,7 @@ class ClassificationProbe(Probe):
         self.module = module
         self.class_names = class_names
         self.metric = metric
-        self.columns = module.labels.columns(class_names, where)
+        self.columns = module.labels.columns(class_names, "classification")
         whole = len(module.labels.names)
         among = {
             "seen": f"the classes seen so far, of {whole} in all; a class not yet seen counts as wrong",
@@ -85,10 +84,9 @@ class ClassificationProbe(Probe):
 
     @classmethod
     def of(cls, evalset: EvalSet, module: Any) -> ClassificationProbe:
-        where = f"evaluation set '{evalset.name}'"
         if evalset.class_names is None:
-            raise ConfigError(f"{where}: classification needs `class_names`")
-        return cls(module, evalset.class_names, where, **evalset.options)
+            raise ConfigError("classification needs `class_names`")
+        return cls(module, evalset.class_names, **evalset.options)
 
     def start(self, encode: Encode) -> None:
         """Forget the last pass."""
@@ -101,7 +99,7 @@ class ClassificationProbe(Probe):
             RunError: no labels, or labels that no class name stands for.
         """
         if "labels" not in batch or outputs.logits is None:
-            raise RunError("classification: the evaluation set's samples have no labels or no pictures")
+            raise RunError(f"classification: the samples of {self.where} have no labels or no pictures")
         labels, logits = batch["labels"], outputs.logits.float()
         if "valid" in batch:
             labels, logits = labels[batch["valid"]], logits[batch["valid"]]
@@ -143,7 +141,7 @@ class ClassificationProbe(Probe):
         seen = found[2]
         count = int(seen.sum())
         if count == 0:
-            raise RunError("classification: the evaluation set has no samples")
+            raise RunError(f"classification: {self.where} has no samples")
         hits = {name: found[i] for i, name in enumerate(METRICS)}
         metrics = {name: int(row.sum()) / count for name, row in hits.items()}
         present = seen > 0

@@ -8,11 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mmcl.errors import RunError
+from mmcl.errors import ConfigError, RunError
 from mmcl.functional.transcripts import normalize_transcript
 from mmcl.metrics.error_rate import Edits, character_edits, word_edits
 from mmcl.metrics.probes import Encode, Probe, ProbeResult
 from mmcl.outputs import Batch, Outputs
+from mmcl.stream import EvalSet
 
 
 class ErrorRateProbe(Probe):
@@ -24,6 +25,9 @@ class ErrorRateProbe(Probe):
     Args:
         normalize: compare without case and punctuation; False compares the texts as they are.
         **options: passed to the module's `generate` (``max_new_tokens``, ``language``).
+
+    Raises:
+        ConfigError: `normalize` is neither True nor False.
     """
 
     metric = "wer"
@@ -31,6 +35,8 @@ class ErrorRateProbe(Probe):
     looks = False
 
     def __init__(self, normalize: bool = True, **options: Any) -> None:
+        if not isinstance(normalize, bool):
+            raise ConfigError(f"error_rate: option normalize is {normalize!r}; it is true or false")
         self.normalize = normalize
         self.options = options
         form = "lower case, without punctuation" if normalize else "texts as they are"
@@ -38,6 +44,12 @@ class ErrorRateProbe(Probe):
         self.protocol = f"WER pooled over the set, {form}, greedy{given}"
         self._encode: Encode
         self._words = self._characters = Edits()
+
+    @classmethod
+    def of(cls, evalset: EvalSet, module: Any) -> ErrorRateProbe:
+        probe = cls(**evalset.options)
+        module.check_generation(probe.options)
+        return probe
 
     def start(self, encode: Encode) -> None:
         """Forget the last pass."""
@@ -63,9 +75,15 @@ class ErrorRateProbe(Probe):
         ]
 
     def compute(self, sum_over_ranks: Callable[[Tensor], Tensor], gather: Callable[[Tensor], Tensor]) -> ProbeResult:
-        """The rates over all ranks, with the counts behind them; ``count`` is the number of reference words."""
+        """The rates over all ranks, with the counts behind them; ``count`` is the number of reference words.
+
+        Raises:
+            RunError: the references have no word, as of an empty set or of punctuation that is compared without.
+        """
         counts = torch.tensor([_counts(self._words), _counts(self._characters)])
         words, characters = (Edits(*row) for row in sum_over_ranks(counts).tolist())
+        if words.length == 0:
+            raise RunError(f"error_rate: the references of {self.where} have no words to compare")
         metrics = {
             "wer": words.rate,
             "cer": characters.rate,
@@ -80,7 +98,7 @@ class ErrorRateProbe(Probe):
     def _texts(self, batch: Batch) -> tuple[list[str], list[str]]:
         references = batch.get("text")
         if not isinstance(references, list) or not all(isinstance(text, str) for text in references):
-            raise RunError("error_rate: the evaluation set's samples need one transcript each, as a text")
+            raise RunError(f"error_rate: the samples of {self.where} need one transcript each, as a text")
         hypotheses = self._encode.generate(batch, **self.options).texts
         if hypotheses is None:
             raise RunError("error_rate: the module generated no texts")

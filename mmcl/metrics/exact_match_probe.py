@@ -13,6 +13,7 @@ from torch import Tensor
 from mmcl.errors import ConfigError, RunError
 from mmcl.metrics.probes import Encode, Probe, ProbeResult
 from mmcl.outputs import Batch, Outputs
+from mmcl.stream import EvalSet
 
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
 
@@ -57,6 +58,12 @@ class ExactMatchProbe(Probe):
         self.counts = torch.zeros(3, dtype=torch.int64)
         self._encode: Encode | None = None
 
+    @classmethod
+    def of(cls, evalset: EvalSet, module: Any) -> ExactMatchProbe:
+        probe = cls(**evalset.options)
+        module.check_generation({"max_new_tokens": probe.max_new_tokens})
+        return probe
+
     def start(self, encode: Encode) -> None:
         """Reset, and keep what generates."""
         self._encode = encode
@@ -90,7 +97,7 @@ class ExactMatchProbe(Probe):
         """
         lenient, strict, count = (int(value) for value in sum_over_ranks(self.counts).cpu())
         if count == 0:
-            raise RunError("exact_match: the evaluation set has no samples")
+            raise RunError(f"exact_match: {self.where} has no samples")
         metrics = {"exact_match": lenient / count, "strict_match": strict / count}
         return ProbeResult(metrics[self.metric], count, metrics, correct=strict if self.strict else lenient)
 

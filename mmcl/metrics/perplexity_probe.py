@@ -43,7 +43,13 @@ class PerplexityProbe(Probe):
 
     @classmethod
     def of(cls, evalset: EvalSet, module: Any) -> PerplexityProbe:
-        return cls(**{"predicted": module.predicted, **evalset.options})
+        probe = cls(**{"predicted": module.predicted, **evalset.options})
+        if probe.metric == "bits_per_byte" and not module.target_bytes:
+            raise ConfigError(
+                f"perplexity: option metric is bits_per_byte, but {type(module).__name__} does not count the bytes of "
+                "its tokens; take perplexity"
+            )
+        return probe
 
     def start(self, encode: Encode) -> None:
         """Reset."""
@@ -77,10 +83,10 @@ class PerplexityProbe(Probe):
         tokens, size = (int(count) for count in sum_over_ranks(self.counts).cpu())
         total = float(sum_over_ranks(self.loss))
         if tokens == 0:
-            raise RunError("perplexity: the evaluation set has no token to predict")
+            raise RunError(f"perplexity: {self.where} has no token to predict")
         loss = total / tokens
         if not math.isfinite(loss):
-            raise RunError(f"perplexity: the loss of the evaluation set is {loss}")
+            raise RunError(f"perplexity: the loss of {self.where} is {loss}")
         metrics = {"perplexity": math.exp(min(loss, 700.0)), "loss": loss, "tokens": tokens}
         if size:
             metrics |= {"bits_per_byte": total / (math.log(2) * size), "bytes": size}

@@ -64,16 +64,22 @@ class Probe:
         direction: whether higher or lower is better.
         looks: whether `update` looks at the outputs; a probe that only generates does without the forward.
         protocol: one line for the report.
+        where: the evaluation set, for messages.
     """
 
     metric: str = ""
     direction: Literal["higher", "lower"] = "higher"
     looks: bool = True
     protocol: str = ""
+    where: str = "the evaluation set"
 
     @classmethod
     def of(cls, evalset: EvalSet, module: Any) -> Probe:
-        """The probe for an evaluation set and the module that it will measure."""
+        """The probe for an evaluation set and the module that it will measure.
+
+        Raises:
+            ConfigError: an option or a property of the set that it cannot work with, which a run would find late.
+        """
         return cls(**evalset.options)
 
     def start(self, encode: Encode) -> None:
@@ -115,9 +121,13 @@ def build(evalset: EvalSet, module: Any) -> Probe:
     except (ImportError, AttributeError, ValueError) as error:
         raise ConfigError(f"{where}: unknown probe '{evalset.probe}'; {near(evalset.probe, KINDS)}") from error
     try:
-        return kind.of(evalset, module)
+        probe = kind.of(evalset, module)
     except TypeError as error:
         raise ConfigError(f"{where}: options {dict(evalset.options)} do not fit its probe: {error}") from error
+    except ConfigError as error:
+        raise ConfigError(f"{where}: {error}") from error
+    probe.where = where
+    return probe
 
 
 def describe_templates(templates: Sequence[str]) -> str:

@@ -34,6 +34,8 @@ class RetrievalProbe(Probe):
     ) -> None:
         if isinstance(k, int) or not k or min(k) < 1:
             raise ConfigError(f"retrieval: option k is {k}; it must be a list of numbers from 1")
+        if chunk < 1:
+            raise ConfigError(f"retrieval: option chunk is {chunk}; it must be 1 or more")
         self.ks = sorted({1, *k})
         self.chunk = chunk
         self.pair = pair
@@ -56,7 +58,7 @@ class RetrievalProbe(Probe):
         """
         for key in ("text", "__index__"):
             if key not in batch:
-                raise RunError(f"retrieval: the evaluation set's samples have no '{key}'")
+                raise RunError(f"retrieval: the samples of {self.where} have no '{key}'")
         images, texts = (outputs.features[name] for name in self.pair)
         index = torch.as_tensor(batch["__index__"], device=images.device)
         rows: Tensor = batch.get("text_rows", torch.arange(len(images), device=images.device))
@@ -71,12 +73,12 @@ class RetrievalProbe(Probe):
             RunError: no samples, or one sample that came twice.
         """
         if not self._parts:
-            raise RunError("retrieval: the evaluation set has no samples")
+            raise RunError(f"retrieval: {self.where} has no samples")
         images, image_ids, texts, text_ids = (gather(torch.cat(part)) for part in zip(*self._parts, strict=True))
         self._parts = []
         image_ids, order = image_ids.sort(stable=True)
         if len(image_ids) == 0 or bool((image_ids[1:] == image_ids[:-1]).any()):
-            raise RunError("retrieval: the evaluation set has no samples, or one came twice")
+            raise RunError(f"retrieval: {self.where} has no samples, or one came twice")
         text_ids, text_order = text_ids.sort(stable=True)  # an image's captions lie on one rank, in their order
         owner = torch.searchsorted(image_ids, text_ids)
         found = retrieval_recall(images[order], texts[text_order], owner, ks=self.ks, chunk=self.chunk)

@@ -56,7 +56,7 @@ class ZeroShotProbe(Probe):
     @classmethod
     def of(cls, evalset: EvalSet, module: Any) -> ZeroShotProbe:
         if evalset.class_names is None:
-            raise ConfigError(f"evaluation set '{evalset.name}': zero-shot classification needs `class_names`")
+            raise ConfigError("zero-shot classification needs `class_names`")
         return cls(module.prompts, evalset.class_names, evalset.templates, what=module.pair[0], **evalset.options)
 
     def start(self, encode: Encode) -> None:
@@ -71,7 +71,7 @@ class ZeroShotProbe(Probe):
             RunError: no labels, or labels that no class name stands for.
         """
         if "labels" not in batch:
-            raise RunError("zero_shot: the evaluation set's samples have no labels")
+            raise RunError(f"zero_shot: the samples of {self.where} have no labels")
         logits = zero_shot_logits(outputs.features[self.what], self.classifier)
         labels: Tensor = batch["labels"]
         if "valid" in batch:
@@ -102,7 +102,7 @@ class ZeroShotProbe(Probe):
         top1, topk, seen = sum_over_ranks(self.counts).cpu()
         count = int(seen.sum())
         if count == 0:
-            raise RunError("zero_shot: the evaluation set has no samples")
+            raise RunError(f"zero_shot: {self.where} has no samples")
         present = seen > 0
         metrics = {
             "top1": int(top1.sum()) / count,

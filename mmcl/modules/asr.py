@@ -26,7 +26,6 @@ from mmcl.schedule import Schedule
 from mmcl.stream import Stream, Task
 
 Part = Literal["features", "encoder", "decoder", "head"]
-OPTIONS = ("max_new_tokens", "language")
 PARTS: tuple[Part, ...] = ("features", "encoder", "decoder", "head")
 
 
@@ -66,6 +65,7 @@ class ASRModule(Module):
     probes = frozenset({"error_rate"})
     distillable = ("logits", "tokens")
     formats = ("transformers", "safetensors")
+    generation_options = ("max_new_tokens", "language")
 
     def __init__(
         self,
@@ -167,9 +167,17 @@ class ASRModule(Module):
         Raises:
             ConfigError: any other option.
         """
-        for name in options.keys() - set(OPTIONS):
-            raise ConfigError(f"ASRModule: option '{name}' of generation is unknown; {near(name, OPTIONS)}")
+        super().check_generation(options)
         return Outputs(texts=self.recogniser.generate(self.network, batch, **options))
+
+    def check_generation(self, options: Mapping[str, Any]) -> None:
+        """A language must be one that the model writes, also where it writes what it hears without being told."""
+        super().check_generation(options)
+        if (language := options.get("language")) is None:
+            return
+        if not isinstance(language, str):  # YAML reads `no`, Norwegian, as False
+            raise ConfigError(f"ASRModule: option language is {language!r}; give a tag in quotes, as in 'es'")
+        self.recogniser.check(language)
 
     def sites(self, kind: str) -> list[Site]:
         if kind != "linear":

@@ -49,6 +49,8 @@ class Module(Recorded, pl.LightningModule):
     packing: Packing | None = None
     formats: tuple[str, ...] = ("safetensors",)
     sample_tokens: int | None = None
+    target_bytes: bool = False
+    generation_options: tuple[str, ...] = ("max_new_tokens",)
     network: nn.Module
 
     def __init__(
@@ -95,6 +97,22 @@ class Module(Recorded, pl.LightningModule):
             ConfigError: the module generates nothing.
         """
         raise ConfigError(f"{type(self).__name__} does not generate")
+
+    def check_generation(self, options: Mapping[str, Any]) -> None:
+        """Refuse what `generate` cannot use; probes ask at start-up, before anything is written.
+
+        Args:
+            options: of `generate`; `generation_options` are their names.
+
+        Raises:
+            ConfigError: an unknown option, or a value that it cannot have.
+        """
+        for name in sorted(options.keys() - set(self.generation_options)):
+            hint = near(name, self.generation_options)
+            raise ConfigError(f"{type(self).__name__}: option '{name}' of generation is unknown; {hint}")
+        most = options.get("max_new_tokens", 1)
+        if isinstance(most, bool) or not isinstance(most, int) or most < 1:
+            raise ConfigError(f"{type(self).__name__}: option max_new_tokens is {most!r}; give a whole number from 1")
 
     def tokenize(self, texts: Sequence[str]) -> Tensor:
         """Texts -> (len(texts), L) token ids."""

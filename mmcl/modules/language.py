@@ -27,6 +27,7 @@ class _LanguageModule(Module):
     probes = frozenset({"perplexity"})
     distillable = ("logits",)
     formats = ("transformers", "safetensors")
+    target_bytes = True
     packing: TextPacking
     kind: Any
     """The ``AutoModel...`` class of transformers."""

@@ -48,6 +48,7 @@ SETTINGS: dict[str, tuple[dict[str, Any], list[str]]] = {
     ),
     "evaluates nothing": ({f"{TASK}__evaluates": "dits"}, ["task 'dots' evaluates 'dits'", "did you mean dots"]),
     "unknown probe": ({f"{EVAL}__probe": "zeroshot"}, ["evaluation set 'held'", "zero_shot"]),
+    "option of a probe": ({f"{EVAL}__options": {"k": 1}}, ["evaluation set 'held'", "option k is 1"]),
     "no source for a strategy": (
         {"data__stream__sources": {}, "strategies": ["ZSCL"]},
         ["no source 'reference'"],

@@ -147,5 +147,14 @@ def test_samples_without_a_transcript_are_refused() -> None:
         measured([{"audio": torch.zeros(2, 5)}], SAYS)
 
 
+@pytest.mark.parametrize("batches", [[], [{"text": ["...", "?!"]}]])
+def test_references_without_a_word_are_no_perfect_score(batches: list[Batch]) -> None:
+    with pytest.raises(RunError, match="the references of the evaluation set have no words"):
+        measured(batches, {"...": "", "?!": "hello"})
+    if batches:
+        assert measured(batches, {"...": "", "?!": "hello"}, normalize=False).value == 1.0
+        assert measured([{"text": ["...", "Yes."]}], {"...": "oh", "Yes.": "yes"}).value == 1.0
+
+
 def test_no_reference_word_counts_insertions() -> None:
     assert Edits(insertions=3).rate == 3.0

@@ -111,7 +111,7 @@ def test_what_cannot_be_measured() -> None:
 
 
 def test_options() -> None:
-    module = SimpleNamespace(probes={"perplexity"}, predicted="next tokens")
+    module = SimpleNamespace(probes={"perplexity"}, predicted="next tokens", target_bytes=True)
     evalset = EvalSet("e", Source(["a.tar"]), "perplexity", options={"metric": "bits_per_byte"})
     probe = build(evalset, module)
     assert (probe.metric, probe.direction) == ("bits_per_byte", "lower")

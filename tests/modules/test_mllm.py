@@ -16,9 +16,11 @@ from torch import Tensor
 
 from mmcl import weights
 from mmcl.errors import ConfigError, SampleError
+from mmcl.metrics.probes import build
 from mmcl.modules.mllm import MLLMModule, part
 from mmcl.modules.mllm_conversation import read
 from mmcl.outputs import SKIP, Batch
+from mmcl.stream import EvalSet, Source
 
 KINDS = list(tiny_mllm.CASES)
 
@@ -255,6 +257,9 @@ def test_models_and_settings_that_cannot_be_used(tmp_path: Path) -> None:
         seeded("llava", language_layers=3)
     with pytest.raises(ConfigError, match="trainable part 'eyes'"):
         seeded("llava", trainable=["eyes"])
+    bits = EvalSet("e", Source(["a.tar"]), "perplexity", options={"metric": "bits_per_byte"})
+    with pytest.raises(ConfigError, match=r"evaluation set 'e': .*MLLMModule does not count the bytes"):
+        build(bits, seeded("llava"))
     with pytest.raises(ConfigError, match="chat template cannot be used"):
         seeded("llava", chat_template="{% for")
 
