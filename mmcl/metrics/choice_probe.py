@@ -40,6 +40,8 @@ class ChoiceProbe(Probe):
     ) -> None:
         if score not in ("mean", "sum"):
             raise ConfigError(f"choice: option score '{score}' is neither 'mean' nor 'sum'")
+        if choices is not None and (isinstance(choices, str) or not choices):
+            raise ConfigError(f"choice: option choices is {choices!r}; it must be a list of answers")
         self.answer = answer
         self.choices = choices
         self.score = score
@@ -64,21 +66,21 @@ class ChoiceProbe(Probe):
             RunError: no choices, or a right answer that is none of them.
         """
         scores, choices = self._scores(batch)
-        best = scores.argmax(dim=1).tolist()
+        best = _likeliest(scores)
         valid = batch["valid"].tolist() if "valid" in batch else [True] * len(best)
         hits = [place in right for place, right, keep in zip(best, _right(batch, choices), valid, strict=True) if keep]
         self.counts = self.counts.to(scores.device) + torch.tensor([sum(hits), len(hits)], device=scores.device)
 
     def predict(self, batch: Batch, outputs: Outputs) -> list[dict[str, Any]]:
-        """For each row the likeliest answer, whether it is right, and the score of each choice."""
+        """For each row the likeliest answer (None where no score is a number), whether it is right, and all scores."""
         scores, choices = self._scores(batch)
         return [
             {
-                "answer": own[int(row.argmax())],
-                "correct": int(row.argmax()) in right,
+                "answer": None if place is None else own[place],
+                "correct": place in right,
                 "scores": dict(zip(own, row[: len(own)].tolist(), strict=True)),
             }
-            for row, own, right in zip(scores, choices, _right(batch, choices), strict=True)
+            for place, row, own, right in zip(_likeliest(scores), scores, choices, _right(batch, choices), strict=True)
         ]
 
     def compute(self, sum_over_ranks: Callable[[Tensor], Tensor], gather: Callable[[Tensor], Tensor]) -> ProbeResult:
@@ -89,7 +91,7 @@ class ChoiceProbe(Probe):
         """
         hits, count = (int(value) for value in sum_over_ranks(self.counts).cpu())
         if count == 0:
-            raise RunError("choice: the evaluation set has no samples")
+            raise RunError(f"choice: {self.where} has no samples")
         return ProbeResult(hits / count, count, {"top1": hits / count}, correct=hits)
 
     def _scores(self, batch: Batch) -> tuple[Tensor, Sequence[Sequence[str]]]:
@@ -115,6 +117,18 @@ class ChoiceProbe(Probe):
             total = -F.cross_entropy(logits[valid].float(), targets[valid], reduction="none").double().sum()
             found.append(total / valid.sum() if self.score == "mean" else total)
         return torch.stack(found)
+
+
+def _likeliest(scores: Tensor) -> list[int | None]:
+    """For each row of (B, C) the place of the highest score, the first of equal ones; None where none is a number.
+
+    A score that is not a number never comes before one that is: `argmax` would put it first.
+    """
+    found = scores.masked_fill(scores.isnan(), -torch.inf).max(dim=1)
+    return [
+        place if value > -torch.inf else None
+        for place, value in zip(found.indices.tolist(), found.values.tolist(), strict=True)
+    ]
 
 
 def _right(batch: Batch, choices: Sequence[Sequence[str]]) -> list[set[int]]:

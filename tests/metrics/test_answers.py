@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from mmcl.errors import ConfigError, RunError
-from mmcl.metrics.choice_probe import ChoiceProbe
+from mmcl.metrics.choice_probe import ChoiceProbe, _likeliest
 from mmcl.metrics.exact_match_probe import ExactMatchProbe, normalise
 from mmcl.metrics.probes import ProbeResult
 from mmcl.outputs import Batch, Outputs
@@ -135,6 +135,19 @@ def test_the_likeliest_choice() -> None:
     first, second = choose(batch).predict(batch, Outputs())
     assert first["answer"] == "cc" and first["correct"] and list(first["scores"]) == ["bb", "cc", "dd"]
     assert second["answer"] == "cc" and not second["correct"] and list(second["scores"]) == ["bb", "cc"]
+
+
+def test_scores_that_are_no_numbers_are_never_right() -> None:
+    batch = {**asked([[], [], []], [""] * 3, ["b", "b", "c"]), "labels": torch.tensor([0, 0, 1])}
+    batch["letters"][0] = torch.nan  # every score of the row
+    result = score(choose(batch, choices=["b", "c"]))
+    assert (result.correct, result.count) == (2, 3)
+    rows = choose(batch, choices=["b", "c"]).predict(batch, Outputs())
+    assert [(row["answer"], row["correct"]) for row in rows] == [(None, False), ("b", True), ("c", True)]
+
+
+def test_a_score_that_is_no_number_does_not_hide_the_others() -> None:
+    assert _likeliest(torch.tensor([[torch.nan, -2.0, -1.0], [-3.0, torch.nan, -torch.inf]])) == [2, 0]
 
 
 def test_mean_and_sum_differ_in_what_they_make_of_length() -> None:
