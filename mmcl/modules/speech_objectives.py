@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -14,6 +16,8 @@ from mmcl.errors import ConfigError, RunError
 from mmcl.functional.speech import IGNORED, code_perplexity, contrastive_loss, diversity_loss
 from mmcl.modules.objectives import CrossEntropy, share_of_valid
 from mmcl.outputs import Batch, Objective, Outputs
+
+Figures = Mapping[str, Literal["higher", "lower"]]
 
 
 class ContrastiveSpeech(Objective):
@@ -31,6 +35,12 @@ class ContrastiveSpeech(Objective):
     """
 
     needs = frozenset({"audio", "masked", "distractors"})
+    figures: Figures = MappingProxyType(
+        {
+            **{"objective": "lower", "contrastive_loss": "lower"},
+            **{"contrastive_accuracy": "higher", "code_perplexity": "higher"},
+        }
+    )
 
     def __init__(self, diversity: float = 0.1) -> None:
         super().__init__()
@@ -58,12 +68,15 @@ class ContrastiveSpeech(Objective):
     def sums(self, outputs: Outputs, batch: Batch) -> dict[str, Tensor]:
         """``loss``, ``count`` of masked frames, ``right`` of those whose true frame is nearest, (G, V) ``usage``.
 
-        A frame whose distractors all have its own codes is not right: a collapsed codebook would be.
+        A frame whose distractors all have its own codes counts as a guess among all of them: it is not right, and its
+        loss is ln(1 + K). fairseq (`compute_preds` of wav2vec 2.0) sets the logits of such distractors to -inf, and the
+        training loss does too; with none left a frame has a loss of 0, so that a collapsed codebook would be the best.
         """
         logits, counted, usage = _of_wav2vec(outputs)
-        right = (logits[..., 0] > logits[..., 1:].amax(-1)) & logits[..., 1:].isfinite().any(-1) & counted
+        alone = (logits[..., 1:] == -torch.inf).all(-1) & counted
+        right = (logits[..., 0] > logits[..., 1:].amax(-1)) & ~alone & counted
         return {
-            "loss": contrastive_loss(logits.double(), counted),
+            "loss": contrastive_loss(logits.double(), counted & ~alone) + alone.sum() * math.log(logits.shape[-1]),
             "count": counted.sum(),
             "right": right.sum(),
             "usage": (usage * counted[..., None, None]).sum((0, 1)).double(),
@@ -89,6 +102,7 @@ class MaskedClusters(CrossEntropy):
     """
 
     needs = frozenset({"audio", "masked", "targets"})
+    figures: Figures = MappingProxyType({"objective": "lower", "cluster_accuracy": "higher"})
 
     def __init__(self) -> None:
         super().__init__(0.0)

@@ -1,8 +1,10 @@
+import math
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import tiny_asr
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -12,6 +14,7 @@ from mmcl.metrics.probes import Probe, ProbeResult, build
 from mmcl.metrics.retrieval_probe import RetrievalProbe
 from mmcl.metrics.zero_shot_probe import ZeroShotProbe
 from mmcl.modules import CLIPModule
+from mmcl.modules.speech_objectives import ContrastiveSpeech
 from mmcl.outputs import Batch, Outputs
 from mmcl.stream import EvalSet, Source
 
@@ -115,6 +118,60 @@ def test_labels_must_fit_the_class_names(make: Make, tools: SimpleNamespace) -> 
         probe.compute(lambda t: t, lambda t: t)
     with pytest.raises(ConfigError, match="option k is 1"):
         build(EvalSet("e", Source(["a.tar"]), class_names=["cat"], options={"k": 1}), module)
+
+
+# -- speech ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "message"),
+    [
+        ("wav2vec2", {"beams": 5, "language": "xx"}, "option 'beams' of generation is unknown"),
+        ("wav2vec2", {"language": "xx"}, "'xx' has no alphabet"),
+        ("wav2vec2", {"language": False}, "option language is False"),
+        ("whisper", {"max_new_tokens": 0}, "max_new_tokens is 0"),
+        ("whisper", {"normalize": "no"}, "option normalize is 'no'"),
+    ],
+)
+def test_options_of_generation_are_refused_at_start_up(kind: str, options: dict[str, Any], message: str) -> None:
+    evalset = EvalSet("e", Source(["a.tar"]), "error_rate", options=options)
+    with pytest.raises(ConfigError, match=f"^evaluation set 'e': .*{message}"):
+        build(evalset, tiny_asr.module(kind))
+    good = EvalSet("e", Source(["a.tar"]), "error_rate", options={"max_new_tokens": 9, "language": "en"})
+    probe = build(good, tiny_asr.module(kind))
+    with pytest.raises(RunError, match="the references of evaluation set 'e' have no words"):
+        probe.start(None)  # type: ignore[arg-type]
+        probe.compute(lambda t: t, lambda t: t)
+
+
+def test_a_collapsed_codebook_is_not_the_best_score() -> None:
+    distractors, collapsed = 10, torch.full((2, 5, 11), -torch.inf)
+    collapsed[..., 0] = 10.0
+    usage = torch.zeros(2, 5, 2, 8)
+    usage[..., 0] = 1.0
+    counted = torch.ones(2, 5, dtype=torch.bool)
+    outputs = Outputs(extra={"contrastive_logits": collapsed, "counted": counted, "code_usage": usage})
+    module: Any = SimpleNamespace(objective=ContrastiveSpeech(), probes={"objective"})
+    found = {}
+    for metric in ("objective", "contrastive_accuracy"):
+        probe = build(EvalSet("e", Source(["a.tar"]), "objective", options={"metric": metric}), module)
+        probe.start(None)  # type: ignore[arg-type]
+        probe.update({}, outputs)
+        found[metric] = probe.compute(lambda t: t, lambda t: t)
+        assert probe.direction == {"objective": "lower", "contrastive_accuracy": "higher"}[metric]
+    chance = math.log(1 + distractors)
+    assert found["objective"].value == pytest.approx(chance + 0.1 * (16 - 2) / 16)
+    assert found["contrastive_accuracy"].value == 0.0
+    terms = module.objective.terms(outputs, {})  # training keeps fairseq's rule
+    assert float(terms["contrastive_loss"]) == 0.0
+    with pytest.raises(ConfigError, match=r"metric 'accuracy' is unknown; did you mean contrastive_accuracy"):
+        build(EvalSet("e", Source(["a.tar"]), "objective", options={"metric": "accuracy"}), module)
+    outputs.extra["contrastive_logits"] = torch.full((2, 5, 11), torch.nan)
+    probe = build(EvalSet("e", Source(["a.tar"]), "objective"), module)
+    probe.start(None)  # type: ignore[arg-type]
+    probe.update({}, outputs)
+    with pytest.raises(RunError, match="the objective of evaluation set 'e' is nan"):
+        probe.compute(lambda t: t, lambda t: t)
 
 
 # -- retrieval ------------------------------------------------------------------------------------------------------
