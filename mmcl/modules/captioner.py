@@ -11,17 +11,18 @@ from torch import Tensor, nn
 
 from mmcl.errors import ConfigError, RunError
 from mmcl.modules.base import Module, OptimizerBuilder
-from mmcl.modules.clip import AUGMENT, CLIPModule
+from mmcl.modules.clip import AUGMENT, CLIPModule, class_logits
 from mmcl.modules.clip_layers import canonical
 from mmcl.modules.clip_transform import ImageAugment
-from mmcl.modules.contrastive_losses import Contrastive
+from mmcl.modules.contrastive_losses import ClassTextCrossEntropy, Contrastive
 from mmcl.modules.objectives import IGNORED, share_of_valid
 from mmcl.outputs import Batch, Objective, Outputs
 from mmcl.schedule import Schedule
 from mmcl.stream import Stream
 
 DECODER = "text_decoder."
-PROBES = {"zero_shot": {"image", "labels"}}
+PROBES = {"zero_shot": {"image", "labels"}, "choice": {"image"}}
+"""Probe -> fields that it needs where these are not pictures and captions."""
 
 
 class Captioning(Contrastive):
@@ -66,6 +67,9 @@ class Captioning(Contrastive):
 class CaptionerModule(CLIPModule):
     """CoCa as open_clip builds it: everything that `CLIPModule` does, and captions.
 
+    Its ``logits`` are those of the caption tokens. Under `ClassTextCrossEntropy`, whose batches have no captions, they
+    are those of the classes, as in `CLIPModule`, and the decoder does not train.
+
     Args:
         model: an architecture of open_clip (``coca_ViT-B-32``), a JSON file with a configuration that has a
             ``multimodal_cfg``, ``local-dir:PATH``, ``asset:NAME``, ``package:some.package/FOLDER`` or
@@ -73,7 +77,7 @@ class CaptionerModule(CLIPModule):
         pretrained: open_clip's tag of pretrained weights, for its own architectures. None: random weights.
         checkpoint: file of weights (safetensors, or torch's format without code), also of mmcl.
         random_init: ignore the weights of a folder or hub model: pretrain from scratch.
-        objective: `Captioning` by default.
+        objective: `Captioning` by default; `ClassTextCrossEntropy` for images with class names.
         trainable: what trains of the towers: ``image``, ``text``, ``logit_scale``.
         decoder: whether the decoder trains.
         layer_decay: factor on the learning rate per layer, from each tower's output down. None: one rate.
@@ -119,7 +123,7 @@ class CaptionerModule(CLIPModule):
         if not (pretrained or checkpoint or (given and not random_init)):
             projection = network.text_decoder.text_projection  # open_clip leaves it as the memory was
             nn.init.normal_(projection, std=len(projection) ** -0.5)
-        self.decoder = decoder
+        self.decoder = decoder and not isinstance(self.objective, ClassTextCrossEntropy)
         self.padding = int(network.pad_id)
         ids: list[int] = self.tokenize(["a"])[0].tolist()
         if ids[-1] != self.padding:
@@ -136,8 +140,9 @@ class CaptionerModule(CLIPModule):
         """Features as of `CLIPModule`; where the batch holds pictures and captions, logits of the captions' tokens.
 
         Returns:
-            ``features`` under the keys ``image`` and ``text``, not normalised; ``logits`` (N, L - 1, V), ``targets``
-            and ``valid`` (N, L - 1) of N captions.
+            ``features`` under the keys ``image``, ``text``, ``class_text``, not normalised; ``logits`` (N, L - 1, V),
+            ``targets`` and ``valid`` (N, L - 1) of N captions. Where the batch has ``class_text``, which an objective
+            over classes puts there: ``logits`` (B, C), ``targets`` and ``valid`` (B,).
         """
         coca: Any = network
         outputs = Outputs(logit_scale=coca.logit_scale.exp().squeeze())
@@ -149,6 +154,12 @@ class CaptionerModule(CLIPModule):
             outputs.features["image"], places = coca._encode_image(image, normalize=False)
         if "text" in batch:
             outputs.features["text"], words = coca._encode_text(batch["text"], normalize=False)
+        if "class_text" in batch:
+            outputs.features["class_text"], _ = coca._encode_text(batch["class_text"], normalize=False)
+            outputs.targets, outputs.valid = batch.get("labels"), batch.get("valid")
+            if places is not None:
+                outputs.logits = class_logits(outputs, outputs.features["class_text"])
+            return outputs
         if places is None or words is None:
             return outputs
         valid = batch.get("valid")
@@ -184,8 +195,7 @@ class CaptionerModule(CLIPModule):
         Raises:
             ConfigError: any other option.
         """
-        if options:
-            raise ConfigError(f"CaptionerModule: generate knows no option {', '.join(options)}; it has max_new_tokens")
+        self.check_generation({"max_new_tokens": max_new_tokens, **options})
         coca: Any = self.network
         image = batch["image"].contiguous(memory_format=self.memory_format)
         _, places = coca._encode_image(image)
@@ -212,12 +222,16 @@ class CaptionerModule(CLIPModule):
     def check(self, stream: Stream) -> None:
         Module.check(self, stream)
         for evalset in stream.evals:
-            fields = evalset.source.fields
-            lacking = PROBES.get(evalset.probe, {"image", "text"}) - (fields or {}).keys()
-            if fields is not None and lacking:
-                raise ConfigError(
-                    f"evaluation set '{evalset.name}': its source's `fields` lack {', '.join(sorted(lacking))}"
-                )
+            where, fields = f"evaluation set '{evalset.name}'", evalset.source.fields
+            if evalset.probe == "choice" and not (evalset.class_names or evalset.options.get("choices")):
+                raise ConfigError(f"{where}: a choice among captions needs `class_names`")
+            if fields is None:
+                continue
+            lacking = PROBES.get(evalset.probe, {"image", "text"}) - fields.keys()
+            if lacking:
+                raise ConfigError(f"{where}: its source's `fields` lack {', '.join(sorted(lacking))}")
+            if evalset.probe == "choice" and not {"labels", "text"} & fields.keys():
+                raise ConfigError(f"{where}: its source's `fields` lack labels, or text, to say which choice is right")
 
     def _choose_trainable(self) -> None:
         super()._choose_trainable()

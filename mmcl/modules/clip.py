@@ -122,7 +122,7 @@ class CLIPModule(Module):
         outputs.targets = batch.get("labels")
         outputs.valid = batch.get("valid")
         if "image" in batch and "class_text" in batch:
-            outputs.logits = _class_logits(outputs, outputs.features["class_text"])
+            outputs.logits = class_logits(outputs, outputs.features["class_text"])
         return outputs
 
     def build_network(self) -> nn.Module:
@@ -208,7 +208,8 @@ class CLIPModule(Module):
         return features | {key: batch[key] for key in ("__key__",) if key in batch}
 
 
-def _class_logits(outputs: Outputs, class_features: Tensor) -> Tensor:
+def class_logits(outputs: Outputs, class_features: Tensor) -> Tensor:
+    """(B, C) scaled cosines of the pictures with (C, D) class features, not normalised, plus SigLIP's bias."""
     assert outputs.logit_scale is not None
     images = F.normalize(outputs.features["image"], dim=-1)
     logits = outputs.logit_scale * images @ F.normalize(class_features, dim=-1).T

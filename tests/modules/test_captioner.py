@@ -15,7 +15,9 @@ import torch
 from open_clip.loss import CoCaLoss
 
 from mmcl.errors import ConfigError
+from mmcl.metrics.probes import build
 from mmcl.modules.captioner import CaptionerModule, Captioning
+from mmcl.modules.contrastive_losses import ClassTextCrossEntropy
 from mmcl.outputs import Batch, Outputs
 from mmcl.stream import Budget, EvalSet, Source, Stream, Task
 
@@ -111,7 +113,7 @@ def test_refusals(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="no text decoder"):
         CaptionerModule(f"local-dir:{tiny.write_model(tmp_path)}", random_init=True)
     module = seeded()
-    with pytest.raises(ConfigError, match="no option beams"):
+    with pytest.raises(ConfigError, match="option 'beams' of generation is unknown"):
         module.generate(batch_of(module), beams=3)
     source = Source(["a.tar"], fields={"image": ["png"]})
     stream = Stream("s", [Task("t", [source], Budget(steps=1))], [EvalSet("e", source, "exact_match")])
@@ -121,6 +123,71 @@ def test_refusals(tmp_path: Path) -> None:
 
     with pytest.raises(RunError, match="lacks pictures or captions"):
         Captioning().terms(Outputs(), {})
+
+
+COLOURS = list(tiny.COLOURS)
+
+
+def test_classes_by_their_texts() -> None:
+    objective = ClassTextCrossEntropy(0.0)
+    module = seeded(objective=objective)
+    objective.start(
+        module, Task("t", [Source(["a.tar"])], Budget(steps=1), class_names=COLOURS, templates=["a {} square"])
+    )
+    batch = objective.prepare({**batch_of(module), "labels": torch.tensor([0, 1, 2, 3, 0])})
+    outputs = module(batch)
+    network: Any = module.network
+    images = network.encode_image(batch["image"])
+    texts = network.encode_text(module.tokenize([f"a {name} square" for name in COLOURS]))
+    assert outputs.logits is not None
+    torch.testing.assert_close(outputs.logits, network.logit_scale.exp() * images @ texts.T)
+    (loss,) = module.loss(outputs, batch).values()
+    torch.testing.assert_close(loss, torch.nn.functional.cross_entropy(outputs.logits, batch["labels"]))
+    loss.backward()
+    trained = {name: p for name, p in module.network.named_parameters() if p.requires_grad}
+    assert all(p.grad is not None for p in trained.values())
+    assert not any(name.startswith("text_decoder.") for name in trained)  # no batch of this objective reaches it
+
+
+def choice(**settings: Any) -> EvalSet:
+    fields = settings.pop("fields", {"image": ["png"], "labels": ["cls"]})
+    return EvalSet("e", Source(["a.tar"], fields=fields), "choice", **settings)
+
+
+def test_choices_by_labels_need_no_captions() -> None:
+    module = seeded().eval()
+    task = Task("t", [Source(["a.tar"])], Budget(steps=1))
+    names = [f"a {name} square" for name in COLOURS]
+    module.check(Stream("s", [task], [choice(class_names=names)]))
+    module.check(Stream("s", [task], [choice(options={"choices": names})]))
+    for wrong, message in (
+        (choice(), "needs `class_names`"),
+        (choice(class_names=names, fields={"image": ["png"]}), "lack labels, or text"),
+        (choice(class_names=names, fields={"labels": ["cls"]}), "lack image"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            module.check(Stream("s", [task], [wrong]))
+    probe = build(choice(class_names=names), module)
+    probe.start(module)  # type: ignore[arg-type]
+    rows = [module.transform({"image": s["png"], "labels": s["cls"]}, False) for s in tiny.pictures("dots", 4)]
+    with torch.no_grad():
+        probe.update(module.collate([{**row, "__key__": str(i)} for i, row in enumerate(rows)]), Outputs())
+    assert probe.compute(lambda t: t, lambda t: t).count == 4
+
+
+@pytest.mark.parametrize(
+    ("probe", "options", "message"),
+    [
+        ("perplexity", {"metric": "bits_per_byte"}, "CaptionerModule does not count the bytes"),
+        ("exact_match", {"max_new_tokens": 2.5}, "max_new_tokens is 2.5"),
+        ("exact_match", {"max_new_tokens": "many"}, "do not fit its probe"),
+        ("retrieval", {"chunk": 0}, "option chunk is 0"),
+        ("choice", {"choices": "red"}, "option choices is 'red'"),
+    ],
+)
+def test_options_are_refused_before_anything_is_written(probe: str, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=f"^evaluation set 'e': .*{message}"):
+        build(EvalSet("e", Source(["a.tar"]), probe, options=options), seeded())
 
 
 PEER = """
