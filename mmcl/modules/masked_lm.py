@@ -77,7 +77,9 @@ class MaskedLMModule(_LanguageModule):
         )
         self.share = share
         self.fixed = torch.tensor(sorted({*self.tokenizer.all_special_ids, self.packing.end}))
-        self.vocabulary = len(self.tokenizer)
+        embeddings: Any = self.network
+        rows = int(embeddings.get_input_embeddings().weight.shape[0])
+        self.vocabulary = min(len(self.tokenizer), rows)  # a tokenizer may have special tokens beyond the embeddings
 
     def _end(self, token: str | None) -> int:
         default = _first(self.tokenizer.sep_token_id, self.tokenizer.eos_token_id)

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from mmcl import weights
 from mmcl.errors import ConfigError
+from mmcl.modules.masked_lm import MaskedLMModule
 from mmcl.modules.objectives import IGNORED
 from mmcl.modules.text_packing import TextPacking
 
@@ -127,6 +128,19 @@ def test_masks() -> None:
     assert 0.74 < masked / 720 < 0.86 and 0.06 < kept / 720 < 0.14 and 0.06 < random / 720 < 0.14
     torch.manual_seed(3)
     assert torch.equal(module.transform(row, False)["input_ids"], drawn[0]["input_ids"])
+
+
+def test_random_tokens_have_an_embedding(tmp_path: Path) -> None:
+    folder = tiny_text.write_model(tmp_path, "masked")
+    known = tiny_text.tokenizer()
+    rows = len(known)
+    known.add_special_tokens({"additional_special_tokens": [f"<extra-{i}>" for i in range(200)]})
+    known.save_pretrained(folder)
+    module = MaskedLMModule(str(folder), random_init=True, block=60, share=0.9)
+    row = {"tokens": np.arange(10, 68), "bytes": np.ones(58, np.int64)}
+    torch.manual_seed(0)
+    drawn = torch.stack([module.transform(row, True)["input_ids"] for _ in range(30)])
+    assert len(module.tokenizer) == rows + 200 and int(drawn.max()) < rows
 
 
 # -- generating ------------------------------------------------------------------------------------------------------
