@@ -38,7 +38,7 @@ exit codes: 0 done; 2 refused at start-up, nothing written; 1 a fault while runn
 """
 
 TRAINER_COMMANDS = ("fit", "validate", "test", "predict")
-COMMANDS = (*TRAINER_COMMANDS, "export", "report", "list", "data")
+COMMANDS = (*TRAINER_COMMANDS, "export", "report", "list", "data", "shards")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -93,6 +93,10 @@ def _dispatch(arguments: list[str]) -> int:
         return _list(rest)
     if command == "data":
         return _data(rest)
+    if command == "shards":
+        from mmcl import shards_command
+
+        return shards_command.run(Parser(prog="mmcl shards", description="Make, index and check shards."), rest)
     if command == "report":
         return _report(rest)
     if command == "export":

@@ -97,7 +97,7 @@ def train(trainer: pl.Trainer, engine: pl.LightningModule, loader: Any, steps: i
         warnings.filterwarnings("ignore", message=".*does not have many workers.*")
         warnings.filterwarnings("ignore", message=".*smaller than the logging interval.*")
         warnings.filterwarnings("ignore", message=".*checkpoint directory.*")
-        warnings.filterwarnings("ignore", message=".*in eval mode at the start.*")  # parts that do not train, on purpose
+        warnings.filterwarnings("ignore", message=".*in eval mode at the start.*")  # on purpose
         trainer.fit(engine, train_dataloaders=loader)
     if not trainer.should_stop and trainer.global_step != before + steps:
         raise AssertionError(f"trained {trainer.global_step - before} steps of {steps}")
