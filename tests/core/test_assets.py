@@ -166,6 +166,34 @@ def test_what_an_asset_needs_comes_first(shop: Shop) -> None:
     assert (assets.get("more", quiet) / "text").read_text() == "thing!"
 
 
+def test_what_was_made_of_an_earlier_one_is_made_again(shop: Shop) -> None:
+    def adding(name: str, mark: str) -> Callable[[Mapping[str, Path], Path], None]:
+        def build(unpacked: Mapping[str, Path], out: Path) -> None:
+            (out / "text").write_text((assets.folder(name) / "text").read_text() + mark)
+
+        return build
+
+    def other(unpacked: Mapping[str, Path], out: Path) -> None:
+        (out / "text").write_text("other")
+
+    things = shop.asset(shop.package())
+    shop.asset(name="more", needs=("things",), build=adding("things", "!"))
+    shop.asset(name="most", needs=("more",), build=adding("more", "?"))
+    assert (assets.get("most", quiet) / "text").read_text() == "thing!?"
+    shop.known["things"] = replace(things, title="The same things")
+    lines: list[str] = []
+    assets.get("most", lines.append)
+    assert not lines
+    for changed in (
+        replace(things, recipe=2, build=other),
+        replace(things, packages=(shop.package(content=archive("pip", {"data/text": b"newer"})),)),
+    ):
+        shop.known["things"] = changed
+        assert not any(assets.here(asset) for asset in shop.known.values())
+        found = (assets.get("most", quiet) / "text").read_text()
+        assert found == ("other!?" if changed.recipe == 2 else "newer!?")
+
+
 def test_another_archive_than_the_pinned_one_is_refused(shop: Shop) -> None:
     package = replace(shop.package(), sha256="0" * 64)
     shop.asset(package)
