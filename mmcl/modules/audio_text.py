@@ -230,8 +230,8 @@ class AudioTextModule(Module):
         """A tower that does not train keeps its running statistics and drops nothing out; fusion always keeps them."""
         super().train(mode)
         clap: Any = self.network
-        for part in _fusion(clap):
-            part.eval()
+        for fusing in _fusion(clap):
+            fusing.eval()
         for part in {"audio", "text"} - self.trainable:
             getattr(clap, f"{part}_model").eval()
         return self
