@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -16,7 +17,10 @@ IMAGES = ("jpg", "jpeg", "png", "webp")
 AUDIO = ("wav", "flac", "ogg", "mp3")
 RATES = (1_000, 384_000)
 """Samples a second that a recording can have; a header that says otherwise is damaged."""
+LONGEST = 4 * 3600
+"""Seconds that a recording may last. Ten hours of silence are a small FLAC, and gigabytes when decoded."""
 _FORMATS = ("JPEG", "PNG", "WEBP")
+_LABEL = re.compile(r"\s*[+-]?[0-9]+\s*")
 
 
 def kind(extension: str) -> str:
@@ -46,6 +50,7 @@ def decode(extension: str, data: bytes) -> Any:
 
 
 def _image(data: bytes) -> Image.Image:
+    _check_end(data)
     try:
         opened = Image.open(io.BytesIO(data), formats=_FORMATS)
     except UnidentifiedImageError as error:
@@ -65,30 +70,52 @@ def _image(data: bytes) -> Image.Image:
         return image if image.mode == "RGB" else image.convert("RGB")
 
 
+def _check_end(data: bytes) -> None:
+    """Refuse a JPEG whose end was overwritten: decoders fill up what is missing and say nothing."""
+    if not data.startswith(b"\xff\xd8\xff") or data.endswith(b"\xff\xd9"):
+        return
+    # What follows the end mark does not matter. The end mark of a preview stands before the picture's own data.
+    if data.rfind(b"\xff\xd9") < data.rfind(b"\xff\xda"):
+        raise ValueError("the JPEG has no end mark: it was cut, or its end was overwritten")
+
+
 def _audio(data: bytes) -> Audio:
     import soundfile
 
     try:
-        samples, rate = soundfile.read(io.BytesIO(data), dtype="float32", always_2d=True)
+        with soundfile.SoundFile(io.BytesIO(data)) as file:
+            rate = int(file.samplerate)
+            if not RATES[0] <= rate <= RATES[1]:
+                raise ValueError(f"the header says {rate} samples a second, which no recording has")
+            if file.frames > LONGEST * rate:
+                raise ValueError(
+                    f"a recording of {file.frames / rate / 3600:.1f} hours; {LONGEST // 3600} hours are the longest "
+                    "that is read: cut it into pieces"
+                )
+            samples = file.read(dtype="float32", always_2d=True)
     except soundfile.LibsndfileError as error:
         raise ValueError(f"not a recording that can be read: {error.error_string}") from error
-    if not RATES[0] <= rate <= RATES[1]:
-        raise ValueError(f"the header says {rate} samples a second, which no recording has")
     if not len(samples):
         raise ValueError("the recording has no samples")
     if not np.isfinite(samples).all():
         raise ValueError("the recording has samples that are not finite numbers")
     if not samples.any():
         raise ValueError("the recording is silent: all its samples are 0")
-    return Audio(samples.mean(axis=1), int(rate))
+    return Audio(samples.mean(axis=1), rate)
 
 
 def _text(data: bytes) -> str:
-    return data.decode("utf-8-sig", errors="strict").strip()
+    text = data.decode("utf-8-sig", errors="strict").strip()
+    if "\0" in text:
+        raise ValueError("the text holds NUL characters; it is no UTF-8, but perhaps UTF-16")
+    return text
 
 
 def _label(data: bytes) -> int:
-    return int(data.decode("ascii", errors="strict"))
+    text = data.decode("ascii", errors="strict")
+    if not _LABEL.fullmatch(text):  # `int` alone would take 1_0 for 10
+        raise ValueError(f"{text[:40]!r} is no whole number")
+    return int(text)
 
 
 def _json(data: bytes) -> Any:

@@ -14,7 +14,8 @@ import logging
 import os
 import tempfile
 import zipfile
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,12 +23,15 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from mmcl.datamodules.scan import BLOCK, Scan, scan
+from mmcl.datamodules.decode import kind
+from mmcl.datamodules.manifest_check import check_manifest
+from mmcl.datamodules.scan import Scan, scan
+from mmcl.datamodules.tar import BLOCK
 from mmcl.errors import ConfigError
 
 logger = logging.getLogger("mmcl")
 
-FORMAT = 1
+FORMAT = 2
 _COLUMNS = ("key_ends", "starts", "extension", "block", "size", "crc", "value")
 
 
@@ -48,6 +52,7 @@ class ShardIndex:
     Args:
         extensions: the extensions that occur, without those that are never decoded.
         keys: all sample keys joined, UTF-8.
+        unused: extension -> how many members with it there are, which are never read; "" are files without a key.
         key_ends: (N,) where each key ends in `keys`.
         starts: (N + 1,) first member of each sample.
         extension: (M,) position in `extensions`.
@@ -59,6 +64,7 @@ class ShardIndex:
 
     extensions: tuple[str, ...]
     keys: bytes
+    unused: Mapping[str, int]
     key_ends: npt.NDArray[np.uint32]
     starts: npt.NDArray[np.uint32]
     extension: npt.NDArray[np.uint8]
@@ -98,23 +104,46 @@ def load_index(shard: str) -> ShardIndex:
     """The index of a shard: the one kept from an earlier run if the shard has not changed since, or a new one.
 
     Raises:
-        ConfigError: the archive is damaged or not a plain tar.
+        ConfigError: the archive is damaged, not a plain tar, or not the one that the manifest beside it describes.
     """
-    stat = os.stat(shard)
-    stamp = {"format": FORMAT, "size": stat.st_size, "mtime_ns": stat.st_mtime_ns}
+    stamp = _stamp(shard)
     places = index_places(shard)
     for place in places:
         index = _read(place, stamp)
         if index is not None:
             return index
+    if any(place.is_file() for place in places):
+        logger.info(
+            "shard %s: its index is older than the shard, damaged or of another version; it is made anew", shard
+        )
     logger.debug("indexing %s", shard)
-    index = _index(scan(shard))
+    index = make_index(scan(shard))
+    check_manifest(shard, len(index))
     if not any(_write(place, stamp, index) for place in places):
         logger.warning("the index of %s could not be kept beside it nor in %s; it is rebuilt in every run", *places)
     return index
 
 
-def _index(found: Scan) -> ShardIndex:
+def kept_index(shard: str) -> ShardIndex | None:
+    """The index that was kept of a shard, if there is one and the shard has not changed since."""
+    stamp = _stamp(shard)
+    return next((index for place in index_places(shard) if (index := _read(place, stamp)) is not None), None)
+
+
+def _stamp(shard: str) -> dict[str, int]:
+    try:
+        stat = os.stat(shard)
+    except OSError as error:
+        raise ConfigError(f"shard {shard} cannot be read: {error.strerror}") from error
+    return {"format": FORMAT, "size": stat.st_size, "mtime_ns": stat.st_mtime_ns}
+
+
+def make_index(found: Scan) -> ShardIndex:
+    """The index of what a pass found.
+
+    Raises:
+        ConfigError: there are too many different extensions.
+    """
     keys = [key.encode("utf-8", "surrogateescape") for key in found.keys]
     if len(found.names) > 255:
         raise ConfigError(f"shard {found.shard}: more than 255 different extensions; do the sample keys hold dots?")
@@ -123,6 +152,7 @@ def _index(found: Scan) -> ShardIndex:
     return ShardIndex(
         tuple(found.names),
         b"".join(keys),
+        Counter(kind(extension) for _, extension in found.unused),
         np.cumsum([len(key) for key in keys]).astype(np.uint32),
         np.array([*found.keys.values(), len(found.rows)], np.uint32),
         *(np.array(column, dtype) for column, dtype in zip(columns, kinds, strict=True)),
@@ -140,10 +170,13 @@ def _read(place: Path, stamp: dict[str, int]) -> ShardIndex | None:
     try:
         with np.load(io.BytesIO(place.read_bytes()), allow_pickle=False) as file:
             header = json.loads(file["header"].tobytes())
-            if header.pop("extensions", None) is None or header != stamp:
+            if {name: header.get(name) for name in stamp} != stamp:
                 return None
-            names = tuple(json.loads(file["header"].tobytes())["extensions"])
-            return ShardIndex(names, file["keys"].tobytes(), *(file[name] for name in _COLUMNS))
+            names, unused = tuple(header["extensions"]), dict(header["unused"])
+            index = ShardIndex(names, file["keys"].tobytes(), unused, *(file[name] for name in _COLUMNS))
+            if not _fits(index, stamp["size"]):
+                raise ValueError("its parts do not fit together")
+            return index
     except FileNotFoundError:
         return None
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
@@ -151,8 +184,23 @@ def _read(place: Path, stamp: dict[str, int]) -> ShardIndex | None:
         return None
 
 
+def _fits(index: ShardIndex, size: int) -> bool:
+    """Whether an index can be one of a shard of so many bytes."""
+    members = len(index.extension)
+    rows = (index.block, index.size, index.crc, index.value)
+    return (
+        len(index.starts) == len(index) + 1
+        and all(len(row) == members for row in rows)
+        and int(index.starts[-1]) == members
+        and bool((np.diff(index.starts.astype(np.int64)) >= 0).all())
+        and int(index.key_ends[-1]) == len(index.keys)
+        and (not members or int(index.extension.max()) < len(index.extensions))
+        and bool((index.block.astype(np.int64) * BLOCK + index.size <= size).all())
+    )
+
+
 def _write(place: Path, stamp: dict[str, int], index: ShardIndex) -> bool:
-    header = json.dumps({**stamp, "extensions": list(index.extensions)}).encode()
+    header = json.dumps({**stamp, "extensions": index.extensions, "unused": dict(index.unused)}).encode()
     arrays: dict[str, Any] = {name: getattr(index, name) for name in _COLUMNS}
     arrays |= {"header": np.frombuffer(header, np.uint8), "keys": np.frombuffer(index.keys, np.uint8)}
     temporary = ""

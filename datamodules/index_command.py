@@ -3,29 +3,58 @@
 from __future__ import annotations
 
 from argparse import ArgumentParser, Namespace
+from collections import Counter
+from typing import NamedTuple
 
-from mmcl.datamodules.index import load_index
-from mmcl.datamodules.shards import expand_shards
+from mmcl.datamodules.index import index_places, kept_index, load_index
+from mmcl.datamodules.listing import given_shards
+from mmcl.datamodules.spread import add_workers, spread
+from mmcl.errors import ConfigError, RunError
 
 HELP = "build the byte index beside each shard"
 
 
+class Indexed(NamedTuple):
+    """A shard, its samples, and what was done: kept, built, rebuilt, or what is wrong with it."""
+
+    shard: str
+    samples: int
+    done: str
+    wrong: str = ""
+
+
 def add_arguments(parser: ArgumentParser) -> None:
     """Options of the action."""
-    parser.add_argument("shards", nargs="+", help="tar files and patterns like train-{000..099}.tar")
+    parser.add_argument("shards", nargs="+", help="tar files, patterns like train-{000..099}.tar, or folders")
+    add_workers(parser)
 
 
 def run(arguments: Namespace) -> int:
-    """Index and print a line for each shard.
+    """Index and print a line for each shard. The index of a shard that has not changed is kept.
 
     Raises:
-        ConfigError: no such shard, or a damaged one.
+        ConfigError: no such shard.
+        RunError: some shards are damaged; the others are indexed.
     """
-    shards = expand_shards(arguments.shards, "command line")
-    total = 0
-    for shard in shards:
-        samples = len(load_index(shard))
-        total += samples
-        print(f"{shard}: {samples} samples", flush=True)
-    print(f"{len(shards)} shards, {total} samples")
+    shards = given_shards(arguments.shards)
+    rows: list[Indexed] = []
+    for row in spread(index_shard, shards, arguments.workers, "index", len(shards)):
+        rows.append(row)
+        print(row.wrong or f"{row.shard}: {row.samples} samples, {row.done}", flush=True)
+    done = ", ".join(f"{count} {name}" for name, count in Counter(row.done for row in rows).items())
+    print(f"{len(rows)} shards, {sum(row.samples for row in rows)} samples: {done}")
+    if damaged := [row.shard for row in rows if row.wrong]:
+        raise RunError(f"{len(damaged)} of {len(rows)} shards cannot be indexed; `mmcl shards lint` names all faults")
     return 0
+
+
+def index_shard(shard: str) -> Indexed:
+    """Index a shard, in a worker."""
+    try:
+        kept = kept_index(shard)
+        if kept is not None:
+            return Indexed(shard, len(kept), "kept")
+        done = "rebuilt" if any(place.is_file() for place in index_places(shard)) else "built"
+        return Indexed(shard, len(load_index(shard)), done)
+    except ConfigError as error:
+        return Indexed(shard, 0, "damaged", str(error))

@@ -7,7 +7,9 @@ import itertools
 import os
 import re
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
+from mmcl.datamodules.manifest_check import MANIFEST, lost_shards
 from mmcl.errors import ConfigError
 
 _SCHEME = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]*):")
@@ -31,11 +33,13 @@ def expand_shards(shards: Sequence[str], source: str = "train") -> list[str]:
         refuse_urls(pattern, source)
         for path in _braces(os.path.expanduser(pattern)):
             paths.extend(_files(path, source))
-    seen: set[str] = set()
+    seen: dict[tuple[int, int], str] = {}
     for path in paths:
-        if path in seen:
-            raise ConfigError(f"source '{source}': shard {path} is listed twice")
-        seen.add(path)
+        stat = os.stat(path)
+        first = seen.setdefault((stat.st_dev, stat.st_ino), path)
+        if first is not path:
+            name = "" if first == path else f", also as {first}"
+            raise ConfigError(f"source '{source}': shard {path} is listed twice{name}")
     return paths
 
 
@@ -79,6 +83,12 @@ def _files(path: str, source: str) -> list[str]:
         found = sorted(glob.glob(path))
         if not found:
             raise ConfigError(f"source '{source}': no shard matches '{path}'")
+        for folder in {Path(name).parent for name in found}:
+            if lost := lost_shards(folder, os.path.basename(path)):
+                raise ConfigError(
+                    f"source '{source}': {folder / MANIFEST} lists {lost[0]}, which is not there ({len(lost)} of the "
+                    f"shards that '{path}' means are missing); fetch it, or name the shards that are there"
+                )
         return found
     if not os.path.isfile(path):
         what = "is a folder, not a tar file" if os.path.isdir(path) else "does not exist"

@@ -7,6 +7,8 @@ from importlib import import_module
 
 ACTIONS = {
     "index": "mmcl.datamodules.index_command",
+    "lint": "mmcl.datamodules.lint_command",
+    "show": "mmcl.datamodules.show_command",
 }
 """Action -> module with ``HELP``, ``add_arguments(parser)`` and ``run(arguments)``, which returns the exit code."""
 
