@@ -112,7 +112,7 @@ def load_index(shard: str) -> ShardIndex:
         index = _read(place, stamp)
         if index is not None:
             return index
-    if any(place.is_file() for place in places):
+    if any(os.path.isfile(place) for place in places):
         logger.info(
             "shard %s: its index is older than the shard, damaged or of another version; it is made anew", shard
         )

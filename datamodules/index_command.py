@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from argparse import ArgumentParser, Namespace
 from collections import Counter
 from typing import NamedTuple
@@ -54,7 +55,7 @@ def index_shard(shard: str) -> Indexed:
         kept = kept_index(shard)
         if kept is not None:
             return Indexed(shard, len(kept), "kept")
-        done = "rebuilt" if any(place.is_file() for place in index_places(shard)) else "built"
+        done = "rebuilt" if any(os.path.isfile(place) for place in index_places(shard)) else "built"
         return Indexed(shard, len(load_index(shard)), done)
     except ConfigError as error:
         return Indexed(shard, 0, "damaged", str(error))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -120,7 +121,7 @@ def _kept(shard: str, index: ShardIndex) -> Iterator[Finding]:
     """What the index of an earlier run says against what the shard holds now."""
     kept = kept_index(shard)
     if kept is None:
-        if any(place.is_file() for place in index_places(shard)):
+        if any(os.path.isfile(place) for place in index_places(shard)):
             yield Finding("stale", shard, "its index is older than the shard, damaged or of another version")
         return
     if kept.keys != index.keys or not np.array_equal(kept.extension, index.extension):

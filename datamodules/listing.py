@@ -13,6 +13,8 @@ from mmcl.errors import ConfigError
 def given_shards(arguments: Sequence[str]) -> list[str]:
     """Paths of all shards, in the order of the arguments; those of a folder sorted, hidden ones left out.
 
+    A glob may find fewer than a manifest lists: `mmcl shards lint` names those that are missing.
+
     Raises:
         ConfigError: see `expand_shards`; also a folder without tar files.
     """
@@ -30,4 +32,4 @@ def given_shards(arguments: Sequence[str]) -> list[str]:
         if not inside:
             raise ConfigError(f"command line: folder {argument} has no tar files in it")
         patterns.extend(inside)
-    return expand_shards(patterns, "command line")
+    return expand_shards(patterns, "command line", complete=False)

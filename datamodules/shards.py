@@ -17,13 +17,14 @@ _BRACES = re.compile(r"\{([^{}]*)\}")
 _RANGE = re.compile(r"^(\d+)\.\.(\d+)$")
 
 
-def expand_shards(shards: Sequence[str], source: str = "train") -> list[str]:
+def expand_shards(shards: Sequence[str], source: str = "train", complete: bool = True) -> list[str]:
     """Paths of all tar files that a shard list names, in its order.
 
     Args:
         shards: paths with brace ranges (``a-{000..003}.tar``), alternatives (``{train,val}.tar``), globs or ``~``.
             The matches of one glob are sorted.
         source: name of the source, for messages.
+        complete: refuse a glob that finds fewer shards than the manifest beside them lists under it.
 
     Raises:
         ConfigError: a URL instead of a path, a missing file, a glob without matches, or a shard named twice.
@@ -32,7 +33,7 @@ def expand_shards(shards: Sequence[str], source: str = "train") -> list[str]:
     for pattern in shards:
         refuse_urls(pattern, source)
         for path in _braces(os.path.expanduser(pattern)):
-            paths.extend(_files(path, source))
+            paths.extend(_files(path, source, complete))
     seen: dict[tuple[int, int], str] = {}
     for path in paths:
         stat = os.stat(path)
@@ -78,12 +79,12 @@ def _options(inside: str) -> list[str]:
     return [f"{i:0{width}d}" for i in range(low, high + step, step)]
 
 
-def _files(path: str, source: str) -> list[str]:
+def _files(path: str, source: str, complete: bool) -> list[str]:
     if glob.has_magic(path) and not os.path.exists(path):
         found = sorted(glob.glob(path))
         if not found:
             raise ConfigError(f"source '{source}': no shard matches '{path}'")
-        for folder in {Path(name).parent for name in found}:
+        for folder in {Path(name).parent for name in found} if complete else ():
             if lost := lost_shards(folder, os.path.basename(path)):
                 raise ConfigError(
                     f"source '{source}': {folder / MANIFEST} lists {lost[0]}, which is not there ({len(lost)} of the "

@@ -115,9 +115,9 @@ def test_keys_and_labels_choose(make_data, make_source, draw_batches, tmp_path):
 
 
 def test_keys_that_two_shards_share(make_source, make_data):
-    a, b = make_source((5,), "a"), make_source((5,), "b")
+    a, b = make_source((5,), "a"), make_source((6,), "b")
     both = Source([*a.shards, *b.shards])
-    assert make_data(both).count(both) == 10
+    assert make_data(both).count(both) == 11
     chosen = replace(both, keys=["s00001"])
     with pytest.raises(ConfigError, match="key 's00001' is in two shards"):
         make_data(chosen).count(chosen)

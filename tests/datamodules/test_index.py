@@ -129,7 +129,8 @@ def test_finds_damage(shard, damage, message):
     ("members", "message"),
     [
         ([("a.txt", b"x"), ("a.txt", b"y")], "sample 'a' has two members 'txt'"),
-        ([("a.txt", b"x"), ("b.txt", b"y"), ("a.cls", b"1")], "sample 'a' comes twice"),
+        ([("a.txt", b"x"), ("b.txt", b"y"), ("a.txt", b"x")], "sample 'a' comes twice"),
+        ([("a.txt", b"x"), ("b.txt", b"y"), ("a.cls", b"1")], "the members of sample 'a' do not stand together"),
         ([("a.png", b"")], "member 'a.png' is empty"),
     ],
 )
