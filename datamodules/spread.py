@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-from argparse import ArgumentParser
+from argparse import ArgumentParser, ArgumentTypeError
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -25,10 +25,16 @@ def add_workers(parser: ArgumentParser) -> None:
     cores = len(os.sched_getaffinity(0))
     parser.add_argument(
         "--workers",
-        type=int,
+        type=_count,
         default=cores,
         help=f"processes; 0 works in this one (default: one for each core, {cores})",
     )
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal():
+        raise ArgumentTypeError(f"{text!r} is no number of processes; 0 works in this one")
+    return int(text)
 
 
 def spread(
@@ -47,7 +53,7 @@ def spread(
         RunError: a process died, for instance in a decoder or because memory ran out.
     """
     with tqdm(total=total, desc=what, disable=None, leave=False) as bar:
-        results = map(function, tasks) if workers < 1 else _parallel(function, tasks, workers)
+        results = map(function, tasks) if workers == 0 else _parallel(function, tasks, workers)
         for result in results:
             bar.update()
             yield result

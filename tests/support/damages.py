@@ -176,9 +176,9 @@ CONTENT = [
     Damage("0 seconds of audio", recording(sound(np.zeros(0))), "undecodable", "has no samples", REPLACED, "", AUDIO),
     Damage(
         "10 hours of audio",
-        lambda folder: recording(ten_hours())(folder),
+        recording(ten_hours()),
         "undecodable",
-        "a recording of 10.0 hours",
+        "10.0 hours",
         REPLACED,
         "",
         AUDIO,
