@@ -89,7 +89,7 @@ def _lines(report: dict[str, Any]) -> Iterator[str]:
         # Names out of archives need not be UTF-8.
         text = finding["text"].encode("utf-8", "backslashreplace").decode()
         yield f"{finding['shard']}: {finding['kind']}{note}: {text}"
-    yield ", ".join(f"{count} {name}" for name, count in report["totals"].items())
+    yield ", ".join(f"{name} {count}" for name, count in report["totals"].items())
     for level in ("faults", "suspicious"):
         kinds = ", ".join(f"{kind} {count}" for kind, count in report[level].items()) or "none"
         yield f"{level}: {kinds}"

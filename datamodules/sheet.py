@@ -66,10 +66,11 @@ def spectrogram(audio: Audio) -> Image.Image:
 
 
 def thumbnail(image: Image.Image) -> Image.Image:
-    """A copy that fits into 224 x 224 pixels; small pictures keep their size."""
+    """A copy that fits into 224 x 224 pixels; the pixels of a small picture become squares."""
     small = image.convert("RGB")
     small.thumbnail((_SIDE, _SIDE))
-    return small
+    times = _SIDE // max(small.size)
+    return small.resize((small.width * times, small.height * times), Image.Resampling.NEAREST)
 
 
 def html(cards: Sequence[Card], title: str) -> str:

@@ -48,24 +48,27 @@ def run(arguments: Namespace) -> int:
         raise ConfigError(f"--samples {arguments.samples}: must be 1 or more")
     shards = given_shards(arguments.shards)
     indexes = [load_index(shard) for shard in shards]
-    cards = []
-    for shard, sample in _chosen(indexes, arguments.samples, arguments.seed):
-        card = _card(shards[shard], indexes[shard], sample)
-        cards.append(card)
+    chosen = _chosen(indexes, arguments.samples, arguments.seed)
+    cards = [_card(shards[shard], indexes[shard], sample) for shard, sample in chosen]
+    if out is not None:
+        _write(out, cards, f"{len(cards)} of {sum(map(len, indexes))} samples")
+    for card in cards:
         print(f"{shown(card.key)}  ({card.shard})")
         for line in (*card.lines, *card.bad):
             print(f"  {shown(line)}")
     if out is not None:
-        total = sum(map(len, indexes))
-        try:
-            if out.suffix == ".png":
-                png(cards).save(out)
-            else:
-                out.write_text(html(cards, f"{len(cards)} of {total} samples"), encoding="utf-8")
-        except OSError as error:
-            raise RunError(f"--out {out} cannot be written: {error.strerror or error}") from error
         print(out)
     return 0
+
+
+def _write(out: Path, cards: Sequence[Card], title: str) -> None:
+    try:
+        if out.suffix == ".png":
+            png(cards).save(out)
+        else:
+            out.write_text(html(cards, title), encoding="utf-8")
+    except OSError as error:
+        raise RunError(f"--out {out} cannot be written: {error.strerror or error}") from error
 
 
 def _chosen(indexes: Sequence[ShardIndex], samples: int, seed: int) -> list[tuple[int, int]]:
