@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import codecs
 import io
 import json
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
 
-from mmcl.outputs import Audio
+from mmcl.datamodules.pictures import picture
+from mmcl.datamodules.recordings import recording
 
 IMAGES = ("jpg", "jpeg", "png", "webp")
 AUDIO = ("wav", "flac", "ogg", "mp3")
-RATES = (1_000, 384_000)
-"""Samples a second that a recording can have; a header that says otherwise is damaged."""
-_FORMATS = ("JPEG", "PNG", "WEBP")
+_MARKS = (
+    (codecs.BOM_UTF32_LE, "utf-32"),  # begins like the next one
+    (codecs.BOM_UTF16_LE, "utf-16"),
+    (codecs.BOM_UTF32_BE, "utf-32"),
+    (codecs.BOM_UTF16_BE, "utf-16"),
+)
 
 
 def kind(extension: str) -> str:
@@ -36,8 +40,8 @@ def decode(extension: str, data: bytes) -> Any:
         JSON holds.
 
     Raises:
-        ValueError: the extension is not in the list, or the bytes are not what the extension says. Pillow's own
-            errors pass through.
+        ValueError: the extension is not in the list, or the bytes are not what the extension says. Pillow's
+            OSError passes.
     """
     decoder = DECODERS.get(kind(extension))
     if decoder is None:
@@ -45,46 +49,19 @@ def decode(extension: str, data: bytes) -> Any:
     return decoder(data)
 
 
-def _image(data: bytes) -> Image.Image:
+def _unicode(data: bytes) -> str:
+    """UTF-8, unless a byte-order mark declares UTF-16 or UTF-32."""
+    encoding = next((name for mark, name in _MARKS if data.startswith(mark)), "utf-8-sig")
     try:
-        opened = Image.open(io.BytesIO(data), formats=_FORMATS)
-    except UnidentifiedImageError as error:
-        raise ValueError("not a JPEG, PNG or WebP picture") from error
-    with opened:
-        image: Image.Image = opened
-        image.load()
-        # Pictures from phones lie on their side and say so in EXIF.
-        ImageOps.exif_transpose(image, in_place=True)
-        if image.mode.startswith("I") or image.mode == "F":
-            # 16-bit grey: `convert` would clip instead of scale.
-            return Image.fromarray((np.asarray(image) / 257.0).clip(0, 255).astype(np.uint8)).convert("RGB")
-        if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
-            image = image.convert("RGBA")
-            white = Image.new("RGBA", image.size, "white")
-            return Image.alpha_composite(white, image).convert("RGB")
-        return image if image.mode == "RGB" else image.convert("RGB")
-
-
-def _audio(data: bytes) -> Audio:
-    import soundfile
-
-    try:
-        samples, rate = soundfile.read(io.BytesIO(data), dtype="float32", always_2d=True)
-    except soundfile.LibsndfileError as error:
-        raise ValueError(f"not a recording that can be read: {error.error_string}") from error
-    if not RATES[0] <= rate <= RATES[1]:
-        raise ValueError(f"the header says {rate} samples a second, which no recording has")
-    if not len(samples):
-        raise ValueError("the recording has no samples")
-    if not np.isfinite(samples).all():
-        raise ValueError("the recording has samples that are not finite numbers")
-    if not samples.any():
-        raise ValueError("the recording is silent: all its samples are 0")
-    return Audio(samples.mean(axis=1), int(rate))
+        return data.decode(encoding, errors="strict")
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"neither UTF-8 nor what its byte-order mark says: {error.reason} at byte {error.start}"
+        ) from error
 
 
 def _text(data: bytes) -> str:
-    return data.decode("utf-8-sig", errors="strict").strip()
+    return _unicode(data).strip()
 
 
 def _label(data: bytes) -> int:
@@ -92,19 +69,25 @@ def _label(data: bytes) -> int:
 
 
 def _json(data: bytes) -> Any:
-    return json.loads(data.decode("utf-8-sig", errors="strict"))
+    try:
+        return json.loads(_unicode(data))
+    except RecursionError as error:
+        raise ValueError("the JSON is nested too deeply") from error
 
 
 def _array(data: bytes) -> np.ndarray[Any, Any]:
-    array = np.load(io.BytesIO(data), allow_pickle=False)
+    try:
+        array = np.load(io.BytesIO(data), allow_pickle=False)
+    except MemoryError as error:
+        raise ValueError(f"its header asks for more memory than there is: {error}") from error
     if not isinstance(array, np.ndarray):
         raise ValueError("not a single array; `npz` archives are not decoded")
     return array
 
 
 DECODERS: dict[str, Callable[[bytes], Any]] = {
-    **dict.fromkeys(IMAGES, _image),
-    **dict.fromkeys(AUDIO, _audio),
+    **dict.fromkeys(IMAGES, picture),
+    **dict.fromkeys(AUDIO, recording),
     "txt": _text,
     "json": _json,
     "cls": _label,
