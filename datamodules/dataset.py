@@ -12,6 +12,7 @@ import numpy.typing as npt
 import torch
 from torch.utils.data import Dataset
 
+from mmcl.collate import BatchMemory
 from mmcl.datamodules.order import mix
 from mmcl.datamodules.packed import PackedReader
 from mmcl.datamodules.reader import NO_LABEL, BadSample, SourceReader
@@ -122,9 +123,10 @@ class BatchDataset(Dataset[dict[str, Any]]):
 
     def _batch(self, draws: Sequence[Draw], labelled: bool, bad: list[list[str]]) -> dict[str, Any]:
         samples, valid = [], []
-        for draw in draws:
+        memory = BatchMemory(len(draws))
+        for row, draw in enumerate(draws):
             sample, replaced = self._sample(draw, labelled, bad)
-            samples.append(sample)
+            samples.append(memory.put(row, sample))
             valid.append(draw.valid and not (replaced and self._purpose == "pass"))
         return {**self._collate(samples), "valid": torch.tensor(valid)}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import io
 import json
 import re
@@ -9,17 +10,18 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
 
-from mmcl.outputs import Audio
+from mmcl.datamodules.pictures import picture
+from mmcl.datamodules.recordings import recording
 
 IMAGES = ("jpg", "jpeg", "png", "webp")
 AUDIO = ("wav", "flac", "ogg", "mp3")
-RATES = (1_000, 384_000)
-"""Samples a second that a recording can have; a header that says otherwise is damaged."""
-LONGEST = 4 * 3600
-"""Seconds that a recording may last. Ten hours of silence are a small FLAC, and gigabytes when decoded."""
-_FORMATS = ("JPEG", "PNG", "WEBP")
+_MARKS = (
+    (codecs.BOM_UTF32_LE, "utf-32"),  # begins like the next one
+    (codecs.BOM_UTF16_LE, "utf-16"),
+    (codecs.BOM_UTF32_BE, "utf-32"),
+    (codecs.BOM_UTF16_BE, "utf-16"),
+)
 _LABEL = re.compile(r"\s*[+-]?[0-9]+\s*")
 
 
@@ -40,8 +42,8 @@ def decode(extension: str, data: bytes) -> Any:
         JSON holds.
 
     Raises:
-        ValueError: the extension is not in the list, or the bytes are not what the extension says. Pillow's own
-            errors pass through.
+        ValueError: the extension is not in the list, or the bytes are not what the extension says. Pillow's
+            OSError passes.
     """
     decoder = DECODERS.get(kind(extension))
     if decoder is None:
@@ -49,65 +51,21 @@ def decode(extension: str, data: bytes) -> Any:
     return decoder(data)
 
 
-def _image(data: bytes) -> Image.Image:
-    _check_end(data)
+def _unicode(data: bytes) -> str:
+    """UTF-8, unless a byte-order mark declares UTF-16 or UTF-32."""
+    encoding = next((name for mark, name in _MARKS if data.startswith(mark)), "utf-8-sig")
     try:
-        opened = Image.open(io.BytesIO(data), formats=_FORMATS)
-    except UnidentifiedImageError as error:
-        raise ValueError("not a JPEG, PNG or WebP picture") from error
-    with opened:
-        image: Image.Image = opened
-        image.load()
-        # Pictures from phones lie on their side and say so in EXIF.
-        ImageOps.exif_transpose(image, in_place=True)
-        if image.mode.startswith("I") or image.mode == "F":
-            # 16-bit grey: `convert` would clip instead of scale.
-            return Image.fromarray((np.asarray(image) / 257.0).clip(0, 255).astype(np.uint8)).convert("RGB")
-        if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
-            image = image.convert("RGBA")
-            white = Image.new("RGBA", image.size, "white")
-            return Image.alpha_composite(white, image).convert("RGB")
-        return image if image.mode == "RGB" else image.convert("RGB")
-
-
-def _check_end(data: bytes) -> None:
-    """Refuse a JPEG whose end was overwritten: decoders fill up what is missing and say nothing."""
-    if not data.startswith(b"\xff\xd8\xff") or data.endswith(b"\xff\xd9"):
-        return
-    # What follows the end mark does not matter. The end mark of a preview stands before the picture's own data.
-    if data.rfind(b"\xff\xd9") < data.rfind(b"\xff\xda"):
-        raise ValueError("the JPEG has no end mark: it was cut, or its end was overwritten")
-
-
-def _audio(data: bytes) -> Audio:
-    import soundfile
-
-    try:
-        with soundfile.SoundFile(io.BytesIO(data)) as file:
-            rate = int(file.samplerate)
-            if not RATES[0] <= rate <= RATES[1]:
-                raise ValueError(f"the header says {rate} samples a second, which no recording has")
-            if file.frames > LONGEST * rate:
-                raise ValueError(
-                    f"a recording of {file.frames / rate / 3600:.1f} hours; {LONGEST // 3600} hours are the longest "
-                    "that is read: cut it into pieces"
-                )
-            samples = file.read(dtype="float32", always_2d=True)
-    except soundfile.LibsndfileError as error:
-        raise ValueError(f"not a recording that can be read: {error.error_string}") from error
-    if not len(samples):
-        raise ValueError("the recording has no samples")
-    if not np.isfinite(samples).all():
-        raise ValueError("the recording has samples that are not finite numbers")
-    if not samples.any():
-        raise ValueError("the recording is silent: all its samples are 0")
-    return Audio(samples.mean(axis=1), rate)
+        return data.decode(encoding, errors="strict")
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"neither UTF-8 nor what its byte-order mark says: {error.reason} at byte {error.start}"
+        ) from error
 
 
 def _text(data: bytes) -> str:
-    text = data.decode("utf-8-sig", errors="strict").strip()
+    text = _unicode(data).strip()
     if "\0" in text:
-        raise ValueError("the text holds NUL characters; it is no UTF-8, but perhaps UTF-16")
+        raise ValueError("the text holds NUL characters; is it UTF-16 without a byte-order mark?")
     return text
 
 
@@ -119,19 +77,25 @@ def _label(data: bytes) -> int:
 
 
 def _json(data: bytes) -> Any:
-    return json.loads(data.decode("utf-8-sig", errors="strict"))
+    try:
+        return json.loads(_unicode(data))
+    except RecursionError as error:
+        raise ValueError("the JSON is nested too deeply") from error
 
 
 def _array(data: bytes) -> np.ndarray[Any, Any]:
-    array = np.load(io.BytesIO(data), allow_pickle=False)
+    try:
+        array = np.load(io.BytesIO(data), allow_pickle=False)
+    except MemoryError as error:
+        raise ValueError(f"its header asks for more memory than there is: {error}") from error
     if not isinstance(array, np.ndarray):
         raise ValueError("not a single array; `npz` archives are not decoded")
     return array
 
 
 DECODERS: dict[str, Callable[[bytes], Any]] = {
-    **dict.fromkeys(IMAGES, _image),
-    **dict.fromkeys(AUDIO, _audio),
+    **dict.fromkeys(IMAGES, picture),
+    **dict.fromkeys(AUDIO, recording),
     "txt": _text,
     "json": _json,
     "cls": _label,

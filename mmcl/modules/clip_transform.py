@@ -20,6 +20,7 @@ from torchvision.transforms import (
 )
 
 from mmcl.errors import ConfigError, RunError
+from mmcl.modules.pixels import Preprocess
 
 REMEMBERED_TEXTS = 8192
 
@@ -60,7 +61,8 @@ class SampleTransform:
 
     def __init__(self, preprocess: Mapping[str, Any], augment: ImageAugment | None, tokenizer: Any) -> None:
         settings = PreprocessCfg(**preprocess)
-        self.plain = image_transform_v2(settings, is_train=False)
+        sides = (settings.size, settings.size) if isinstance(settings.size, int) else tuple(settings.size)
+        self.plain = Preprocess(image_transform_v2(settings, is_train=False), keeps=sides)
         self.random = self.plain if augment is None else training_transform(settings, augment)
         self.tokenizer = tokenizer
         self._texts: dict[str, Tensor] = {}
@@ -103,7 +105,7 @@ class SampleTransform:
         return self._texts[text]
 
 
-def training_transform(settings: PreprocessCfg, augment: ImageAugment) -> Compose:
+def training_transform(settings: PreprocessCfg, augment: ImageAugment) -> Preprocess:
     """RGB picture -> (3, H, W), cropped and changed at random."""
     mode = InterpolationMode.BILINEAR if settings.interpolation == "bilinear" else InterpolationMode.BICUBIC
     steps: list[Any] = [RandomResizedCrop(settings.size, scale=augment.scale, ratio=augment.ratio, interpolation=mode)]
@@ -111,4 +113,4 @@ def training_transform(settings: PreprocessCfg, augment: ImageAugment) -> Compos
         steps.append(RandomHorizontalFlip())
     if augment.color_jitter:
         steps.append(ColorJitter(augment.color_jitter, augment.color_jitter, augment.color_jitter))
-    return Compose([*steps, ToTensor(), Normalize(settings.mean, settings.std)])
+    return Preprocess(Compose([*steps, ToTensor(), Normalize(settings.mean, settings.std)]))

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from mmcl.errors import ConfigError
 from mmcl.modules.clip_transform import ImageAugment, training_transform
+from mmcl.modules.pixels import Preprocess
 
 
 class ImageTransform:
@@ -44,7 +45,8 @@ class ImageTransform:
             "crop_pct": config["crop_pct"] if crop is None else crop,
             **{key: config[key] for key in ("mean", "std", "interpolation", "crop_mode")},
         }
-        self.plain: Any = create_transform(**self.config)
+        keeps = (height, width) if self.config["crop_pct"] == 1 else None
+        self.plain = Preprocess(create_transform(**self.config), keeps)
         settings = PreprocessCfg(
             size=(height, width), mean=config["mean"], std=config["std"], interpolation=config["interpolation"]
         )

@@ -142,8 +142,8 @@ CONTENT = [
     ),
     Damage("absurd dimensions", write(samples(s05_jpg=huge_picture())), "undecodable", "pixels", REPLACED),
     Damage("empty caption", write(samples(s05_txt=b" \n")), "caption", "sample 's05'", REFUSED, "has an empty caption"),
-    Damage("invalid UTF-8", write(samples(s05_txt=b"caf\xe9")), "undecodable", "can't decode byte 0xe9", REPLACED),
-    Damage("UTF-16", write(samples(s05_txt="text".encode("utf-16-le"))), "undecodable", "perhaps UTF-16", REPLACED),
+    Damage("invalid UTF-8", write(samples(s05_txt=b"caf\xe9")), "undecodable", "neither UTF-8 nor", REPLACED),
+    Damage("UTF-16", write(samples(s05_txt="text".encode("utf-16-le"))), "undecodable", "UTF-16 without a byte-order mark", REPLACED),
     Damage("a label in words", write(samples(s05_cls=b"cat")), "undecodable", "'cat' is no whole number", REPLACED),
     Damage("a label like `1_0`", write(samples(s05_cls=b"1_0")), "undecodable", "is no whole number", REPLACED),
     Damage(

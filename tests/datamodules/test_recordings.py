@@ -1,0 +1,81 @@
+"""Recordings are decoded whole or refused with a reason."""
+
+import io
+
+import numpy as np
+import pytest
+import soundfile
+
+from mmcl.datamodules.decode import decode
+from mmcl.outputs import Audio
+
+RATE = 8_000
+TONE = np.sin(np.arange(RATE) / 10).astype(np.float32) * 0.5
+
+
+def encoded(samples, form="WAV", rate=RATE, **options):
+    buffer = io.BytesIO()
+    soundfile.write(buffer, samples, rate, format=form, **options)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize(("form", "loss"), [("WAV", 1e-4), ("FLAC", 1e-4), ("OGG", 0.1), ("MP3", 0.1)])
+def test_formats(form, loss):
+    found = decode(form.lower(), encoded(TONE, form))
+    assert isinstance(found, Audio) and found.rate == RATE and found.samples.dtype == np.float32
+    assert len(found.samples) == RATE
+    assert np.abs(found.samples - TONE).max() < loss
+
+
+def test_channels_are_averaged():
+    found = decode("wav", encoded(np.stack([TONE, -TONE / 2], 1), subtype="FLOAT"))
+    np.testing.assert_allclose(found.samples, TONE / 4, atol=1e-6)
+
+
+def with_one(value):
+    samples = TONE.copy()
+    samples[99] = value
+    return encoded(samples, subtype="FLOAT")
+
+
+@pytest.mark.parametrize(
+    ("extension", "data", "reason"),
+    [
+        ("wav", encoded(TONE[:0]), "has no samples"),
+        ("flac", encoded(TONE[:0], "FLAC"), "has no samples|cannot|not a recording"),
+        ("wav", encoded(TONE * 0), "is silent"),
+        ("wav", with_one(np.nan), "not finite"),
+        ("wav", with_one(np.inf), "not finite"),
+        ("wav", encoded(TONE, rate=10), "10 samples a second"),
+        ("wav", encoded(TONE)[:5_000], "is cut: its header says 16044 bytes, 5000 are there"),
+        ("flac", encoded(TONE, "FLAC")[:3_000], "is cut|not a recording"),
+        ("wav", encoded(TONE, "AIFF"), "AIFF.*known: WAV, FLAC, Ogg, MP3"),
+        ("mp3", b"ID3 and nothing else", "not a recording"),
+        ("ogg", encoded(TONE, "OGG")[:200], "not a recording"),
+    ],
+)
+def test_refuses(extension, data, reason):
+    with pytest.raises(ValueError, match=reason) as error:
+        decode(extension, data)
+    assert "\n" not in str(error.value)
+
+
+def test_ten_hours_are_refused_before_they_are_decoded(tmp_path):
+    path = tmp_path / "long.flac"
+    second = np.zeros(RATE, np.int16)
+    with soundfile.SoundFile(path, "w", RATE, 1, format="FLAC") as file:
+        for _ in range(60):
+            file.write(second)
+    data = bytearray(path.read_bytes())
+    # STREAMINFO: 36 bits that count the samples, behind rate and width.
+    samples = 36_000 * RATE
+    data[21] = (data[21] & 0xF0) | (samples >> 32)
+    data[22:26] = (samples & 0xFFFFFFFF).to_bytes(4, "big")
+    with pytest.raises(ValueError, match=r"10\.0 hours long \(288,000,000 samples of 1 channel.*cut it"):
+        decode("flac", bytes(data))
+
+
+def test_a_wav_from_a_pipe_has_no_length():
+    data = encoded(TONE)
+    streamed = data[:4] + b"\xff\xff\xff\xff" + data[8:]
+    assert np.array_equal(decode("wav", streamed).samples, decode("wav", data).samples)
