@@ -40,7 +40,7 @@ NOTICES: dict[str, str] = {
     "twin": "the same picture or recording under two keys",
     "blank": "all pixels are equal",
     "shape": "a side under 8 pixels, or one side more than 20 times the other",
-    "zeros": "512 zero bytes in a row in compressed data: probably overwritten",
+    "zeros": "256 zero bytes in a row in a JPEG, WebP or MP3: perhaps overwritten, and decoders do not always notice",
     "text": "control or replacement characters in a text",
     "short": "a recording of less than 10 milliseconds",
     "unlisted": "the manifest beside the shard does not name it",

@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 
 from mmcl.datamodules.content import content
-from mmcl.datamodules.decode import AUDIO, IMAGES, captions, decode, kind
+from mmcl.datamodules.decode import captions, decode, kind
 from mmcl.datamodules.faults import Finding, shown
 from mmcl.datamodules.files import read_bytes
 from mmcl.datamodules.index import Member, ShardIndex, index_places, kept_index, make_index
@@ -25,7 +25,7 @@ from mmcl.outputs import Audio
 
 _TEXTS = ("txt", "json")
 _READ_AT_ONCE = ("txt", "json", "cls")
-_ZEROS = bytes(512)
+_ZEROS = bytes(256)
 _SMALLEST, _LONGEST_TO_SHORTEST = 8, 20
 _SHORTEST = 0.01
 _ODD_TEXT = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ufffd]")
@@ -179,10 +179,10 @@ def _looks(extension: str, data: bytes, value: Any) -> Iterator[tuple[str, str]]
             yield "blank", "all pixels of the picture are equal"
     if isinstance(value, Audio) and len(value.samples) < _SHORTEST * value.rate:
         yield "short", f"a recording of {1000 * len(value.samples) / value.rate:.1f} ms"
-    if form in (*IMAGES, *AUDIO) and content(data) in ("jpg", "webp", "ogg", "mp3"):
+    if (compressed := content(data)) in ("jpg", "webp", "mp3"):  # the other formats have checksums
         # Before the last start of scan a JPEG may hold colour profiles, which have zeros.
-        begin = max(data.rfind(b"\xff\xda"), 0) if content(data) == "jpg" else 0
-        if (hole := data.find(_ZEROS, begin)) >= 0:
+        hole = data.find(_ZEROS, data.rfind(b"\xff\xda") if compressed == "jpg" else 0)
+        if hole >= 0:
             yield "zeros", f"zeros from byte {hole} on, where compressed data should be"
     if form in _TEXTS:
         texts = [value] if isinstance(value, str) else captions(value) or []

@@ -15,6 +15,7 @@ from damage import edited, half_zeroed, header_of, jpeg, manifest, put, samples,
 from PIL import Image
 
 from mmcl.cli import main
+from mmcl.datamodules.decode import decode
 
 Lint = Callable[..., tuple[int, dict[str, Any]]]
 
@@ -102,6 +103,19 @@ def picture(size: tuple[int, int], color: str = "white") -> bytes:
     return buffer.getvalue()
 
 
+def overlooked() -> bytes:
+    """A picture with a hole that its decoder does not notice: zeros stand for as many blocks as were there."""
+    for number in range(60):
+        data = jpeg(number, 224)
+        damaged = put(data, len(data) // 2, bytes(300))
+        try:
+            decode("jpg", damaged)
+        except ValueError:
+            continue
+        return damaged
+    raise AssertionError("every hole was noticed")
+
+
 def blank() -> bytes:
     buffer = io.BytesIO()
     Image.new("RGB", (20, 20), "red").save(buffer, "PNG")
@@ -119,6 +133,8 @@ def blank() -> bytes:
         ([("a.wav", sound(np.ones(20)))], ("short", "a", "2.5 ms")),
         ([("a.txt", "caf\ufffd".encode())], ("text", "a", "replacement characters")),
         ([("a.json", b'{"captions": ["fine", "\\u0001"]}')], ("text", "a", "control")),
+        ([("a.webp", put(jpeg(1, 96, "WEBP"), 400, bytes(600)))], ("zeros", "a", "zeros from byte 400 on")),
+        ([("a.jpg", overlooked())], ("zeros", "a", "zeros from byte")),
         ([("a.jpg", jpeg(1)), ("b.jpg", jpeg(1, form="WEBP"))], ("extension", "b", "is a webp by its content")),
         (
             [

@@ -172,6 +172,18 @@ def half_zeroed(data: bytes) -> bytes:
     return data[: len(data) // 2] + bytes(len(data) - len(data) // 2)
 
 
+def hole(data: bytes) -> bytes:
+    """A picture with 1,000 bytes in its middle overwritten by zeros."""
+    return put(data, len(data) // 2, bytes(1000))
+
+
+def npz(folder: Path) -> bytes:
+    """Several arrays in one file."""
+    buffer = io.BytesIO()
+    np.savez(buffer, a=np.arange(3))
+    return buffer.getvalue()
+
+
 def ten_hours() -> bytes:
     """A FLAC whose header tells of ten hours at 16 kHz."""
     data = bytearray(sound(rate=16_000, form="FLAC", subtype="PCM_16"))

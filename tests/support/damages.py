@@ -21,10 +21,12 @@ from damage import (
     forbidden,
     half_zeroed,
     header_of,
+    hole,
     huge_picture,
     jpeg,
     linked,
     manifest,
+    npz,
     objects,
     older_index,
     one_name,
@@ -41,6 +43,7 @@ from damage import (
 
 REFUSED, REPLACED, SAID, READ = "refused", "replaced", "said", "read"
 S = samples()
+TERABYTES = b"{'descr': '<f8', 'fortran_order': False, 'shape': (10000000000000,), }"
 AUDIO, VECTOR = {"audio": ("wav",)}, {"vector": ("npy",)}
 
 
@@ -123,6 +126,16 @@ ARCHIVE = [
 
 CONTENT = [
     Damage("second half of a JPEG zeroed", write(samples(s05_jpg=half_zeroed(jpeg()))), "undecodable", "end", REPLACED),
+    Damage(
+        "a hole of zeros in a JPEG", write(samples(s05_jpg=hole(jpeg(5, 160)))), "undecodable", "is damaged", REPLACED
+    ),
+    Damage(
+        "a hole of zeros in a PNG",
+        write(samples(s05_jpg=hole(jpeg(form="PNG")))),
+        "undecodable",
+        "the PNG is damaged: wrong checksum",
+        REPLACED,
+    ),
     Damage("a JPEG cut", write(samples(s05_jpg=jpeg()[:900])), "undecodable", "end", REPLACED),
     Damage("a text named `.jpg`", write(samples(s05_jpg=b"no picture")), "undecodable", "not a JPEG", REPLACED),
     Damage(
@@ -143,7 +156,13 @@ CONTENT = [
     Damage("absurd dimensions", write(samples(s05_jpg=huge_picture())), "undecodable", "pixels", REPLACED),
     Damage("empty caption", write(samples(s05_txt=b" \n")), "caption", "sample 's05'", REFUSED, "has an empty caption"),
     Damage("invalid UTF-8", write(samples(s05_txt=b"caf\xe9")), "undecodable", "neither UTF-8 nor", REPLACED),
-    Damage("UTF-16", write(samples(s05_txt="text".encode("utf-16-le"))), "undecodable", "UTF-16 without a byte-order mark", REPLACED),
+    Damage(
+        "UTF-16",
+        write(samples(s05_txt="text".encode("utf-16-le"))),
+        "undecodable",
+        "UTF-16 without a byte-order mark",
+        REPLACED,
+    ),
     Damage("a label in words", write(samples(s05_cls=b"cat")), "undecodable", "'cat' is no whole number", REPLACED),
     Damage("a label like `1_0`", write(samples(s05_cls=b"1_0")), "undecodable", "is no whole number", REPLACED),
     Damage(
@@ -163,7 +182,7 @@ CONTENT = [
         "JSON nested without end",
         write([(f"s{i}.json", b"[" * 200_000 if i == 5 else b'{"caption": "x"}') for i in range(12)]),
         "undecodable",
-        "recursion",
+        "nested too deeply",
         REPLACED,
     ),
     Damage(
@@ -186,7 +205,26 @@ CONTENT = [
     Damage("NaN in audio", recording(sound(np.full(400, np.nan))), "undecodable", "not finite", REPLACED, "", AUDIO),
     Damage("silent audio", recording(sound(np.zeros(400))), "undecodable", "is silent", REPLACED, "", AUDIO),
     Damage("7 samples a second", recording(sound(rate=7)), "undecodable", "7 samples a second", REPLACED, "", AUDIO),
-    Damage("audio cut in its header", recording(sound()[:30]), "undecodable", "not a recording", REPLACED, "", AUDIO),
+    Damage("a recording cut", recording(sound()[:900]), "undecodable", "the recording is cut", REPLACED, "", AUDIO),
+    Damage(
+        "a recording of another kind",
+        recording(sound(form="AIFF", subtype="PCM_16")),
+        "undecodable",
+        "known: WAV, FLAC, Ogg, MP3",
+        REPLACED,
+        "",
+        AUDIO,
+    ),
+    Damage(
+        "an array of terabytes",
+        arrays(lambda folder: b"\x93NUMPY\x01\x00\x76\x00" + TERABYTES.ljust(117) + b"\n"),
+        "undecodable",
+        "more memory than there is",
+        REPLACED,
+        "",
+        VECTOR,
+    ),
+    Damage("an archive named `.npy`", arrays(npz), "undecodable", "not a single array", REPLACED, "", VECTOR),
     Damage("an array of objects", arrays(objects), "undecodable", "allow_pickle=False", REPLACED, "", VECTOR),
     Damage(
         "a member never read",
