@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from argparse import ArgumentParser, Namespace
-from collections import Counter
 from typing import NamedTuple
 
 from mmcl.datamodules.index import index_places, kept_index, load_index
@@ -20,7 +19,7 @@ class Indexed(NamedTuple):
 
     shard: str
     samples: int
-    done: str
+    done: str = ""
     wrong: str = ""
 
 
@@ -42,8 +41,7 @@ def run(arguments: Namespace) -> int:
     for row in spread(index_shard, shards, arguments.workers, "index", len(shards)):
         rows.append(row)
         print(row.wrong or f"{row.shard}: {row.samples} samples, {row.done}", flush=True)
-    done = ", ".join(f"{count} {name}" for name, count in Counter(row.done for row in rows).items())
-    print(f"{len(rows)} shards, {sum(row.samples for row in rows)} samples: {done}")
+    print(f"{len(rows)} shards, {sum(row.samples for row in rows)} samples")
     if damaged := [row.shard for row in rows if row.wrong]:
         raise RunError(f"{len(damaged)} of {len(rows)} shards cannot be indexed; `mmcl shards lint` names all faults")
     return 0
@@ -58,4 +56,4 @@ def index_shard(shard: str) -> Indexed:
         done = "rebuilt" if any(os.path.isfile(place) for place in index_places(shard)) else "built"
         return Indexed(shard, len(load_index(shard)), done)
     except ConfigError as error:
-        return Indexed(shard, 0, "damaged", str(error))
+        return Indexed(shard, 0, wrong=str(error))

@@ -6,6 +6,7 @@ import argparse
 from importlib import import_module
 
 ACTIONS = {
+    "write": "mmcl.datamodules.write_command",
     "index": "mmcl.datamodules.index_command",
     "lint": "mmcl.datamodules.lint_command",
     "show": "mmcl.datamodules.show_command",

@@ -195,3 +195,21 @@ def test_a_report_that_cannot_be_written(tmp_path: Path, capsys: pytest.CaptureF
     write(samples())(tmp_path)
     assert main(["shards", "lint", str(tmp_path / "a.tar"), "--json", str(tmp_path / "no" / "x.json")]) == 1
     assert "cannot be written: No such file or directory" in capsys.readouterr().err
+
+
+def test_what_is_written_is_in_order(tmp_path: Path, lint: Lint) -> None:
+    """`mmcl shards write` and lint agree, down to the checksums; without one shard they do not."""
+    for i in range(9):
+        (tmp_path / "birds" / f"kind{i % 2}").mkdir(parents=True, exist_ok=True)
+        (tmp_path / "birds" / f"kind{i % 2}" / f"{i}.jpg").write_bytes(jpeg(i))
+    made = tmp_path / "made"
+    options = ("--samples_per_shard", "3", "--workers", "0")
+    assert main(["shards", "write", str(tmp_path / "birds"), "--to", str(made), *options]) == 0
+    code, report = lint()
+    assert (code, report["findings"]) == (0, [])
+    assert report["totals"] == {**report["totals"], "shards": 3, "samples": 9, "image": 9, "labels": 9}
+    shards = sorted(made.glob("*.tar"))
+    shards[1].unlink()
+    shards[2].write_bytes(shards[2].read_bytes() + bytes(512))
+    code, report = lint()
+    assert code == 1 and where(report) == [(shards[1].name, "missing", ""), (shards[2].name, "manifest", "")]
