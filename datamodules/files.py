@@ -28,8 +28,18 @@ class _OpenFiles:
         self._descriptors.move_to_end(path)
         return self._descriptors[path]
 
+    def forget(self, path: str) -> None:
+        """Close a file, so that the next read finds what is under its name then."""
+        if self._process == os.getpid() and path in self._descriptors:
+            os.close(self._descriptors.pop(path))
+
 
 _open_files = _OpenFiles()
+
+
+def forget(path: str) -> None:
+    """Read a file anew: another one may have taken its name since it was first read."""
+    _open_files.forget(path)
 
 
 def read_bytes(path: str, offset: int, size: int) -> bytes:

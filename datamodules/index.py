@@ -24,6 +24,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mmcl.datamodules.decode import kind
+from mmcl.datamodules.files import forget
 from mmcl.datamodules.manifest_check import check_manifest
 from mmcl.datamodules.scan import Scan, scan
 from mmcl.datamodules.tar import BLOCK
@@ -106,6 +107,7 @@ def load_index(shard: str) -> ShardIndex:
     Raises:
         ConfigError: the archive is damaged, not a plain tar, or not the one that the manifest beside it describes.
     """
+    forget(shard)
     stamp = _stamp(shard)
     places = index_places(shard)
     for place in places:

@@ -6,6 +6,8 @@ import os
 from argparse import ArgumentParser, Namespace
 from typing import NamedTuple
 
+from tqdm import tqdm
+
 from mmcl.datamodules.index import index_places, kept_index, load_index
 from mmcl.datamodules.listing import given_shards
 from mmcl.datamodules.spread import add_workers, spread
@@ -40,7 +42,7 @@ def run(arguments: Namespace) -> int:
     rows: list[Indexed] = []
     for row in spread(index_shard, shards, arguments.workers, "index", len(shards)):
         rows.append(row)
-        print(row.wrong or f"{row.shard}: {row.samples} samples, {row.done}", flush=True)
+        tqdm.write(row.wrong or f"{row.shard}: {row.samples} samples, {row.done}")  # beside the bar
     print(f"{len(rows)} shards, {sum(row.samples for row in rows)} samples")
     if damaged := [row.shard for row in rows if row.wrong]:
         raise RunError(f"{len(damaged)} of {len(rows)} shards cannot be indexed; `mmcl shards lint` names all faults")

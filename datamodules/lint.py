@@ -15,7 +15,7 @@ from PIL import Image
 from mmcl.datamodules.content import content
 from mmcl.datamodules.decode import captions, decode, kind
 from mmcl.datamodules.faults import Finding, shown
-from mmcl.datamodules.files import read_bytes
+from mmcl.datamodules.files import forget, read_bytes
 from mmcl.datamodules.index import Member, ShardIndex, index_places, kept_index, make_index
 from mmcl.datamodules.manifest_check import difference, read_manifest
 from mmcl.datamodules.oddities import misnamed
@@ -43,6 +43,7 @@ class Examined:
 
 def examine(shard: str) -> Examined:
     """The pass that reads every byte of a shard: structure, checksums, texts, labels, index and manifest."""
+    forget(shard)
     findings: list[Finding] = []
     found = scan(shard, findings.append)
     try:

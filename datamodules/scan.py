@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import zlib
+from bisect import bisect_right
 from dataclasses import dataclass, field
 
 from mmcl.datamodules.content import content
@@ -41,6 +42,7 @@ class Scan:
     keys: dict[str, int] = field(default_factory=dict)
     rows: list[tuple[int, int, int, int, int]] = field(default_factory=list)
     unused: list[tuple[str, str]] = field(default_factory=list)
+    _starts: list[int] = field(default_factory=list)
     _key: str = ""
     _extensions: set[str] = field(default_factory=set)
     _again: bool = False
@@ -73,9 +75,11 @@ class Scan:
         self._key, self._extensions, self._again = key, set(), key in self.keys
         if not self._again:
             self.keys[key] = len(self.rows)
+            self._starts.append(len(self.rows))
             return
         first = self.keys[key]
-        end = min((row for row in self.keys.values() if row > first), default=len(self.rows))
+        after = bisect_right(self._starts, first)
+        end = self._starts[after] if after < len(self._starts) else len(self.rows)
         if extension in {self.names[row[0]] for row in self.rows[first:end]}:
             self.say("duplicate", f"sample '{key}' comes twice", key, extension)
         else:

@@ -8,7 +8,9 @@ import pytest
 
 from mmcl.datamodules import write_shard
 from mmcl.datamodules.index import index_places, load_index
+from mmcl.datamodules.reader import SourceReader
 from mmcl.errors import ConfigError
+from mmcl.stream import Source
 
 
 @pytest.fixture
@@ -166,3 +168,11 @@ def test_folders_and_metadata_are_no_samples(tmp_path):
         add(tar, "folder/a.txt", b"x")
     index = load_index(str(tmp_path / "a.tar"))
     assert [index.key(i) for i in range(len(index))] == ["folder/a"]
+
+
+def test_another_shard_under_the_same_name_is_read(shard, make_samples):
+    """Also in one process, which has the first one open."""
+    source = Source([str(shard)])
+    assert SourceReader(source).read(3)["text"] == "caption 3"
+    write_shard(shard, make_samples(20, first=50))
+    assert SourceReader(source).read(3)["text"] == "caption 53"
