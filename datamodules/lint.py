@@ -28,6 +28,7 @@ _READ_AT_ONCE = ("txt", "json", "cls")
 _ZEROS = bytes(256)
 _SMALLEST, _LONGEST_TO_SHORTEST = 8, 20
 _SHORTEST = 0.01
+_DOTTED = 5
 _ODD_TEXT = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ufffd]")
 
 
@@ -53,6 +54,7 @@ def examine(shard: str) -> Examined:
         index = make_index(Scan(shard))
     findings += _unused(shard, found.unused)
     if not any(f.kind == "unreadable" for f in findings):
+        findings += _members(shard, index)
         findings += _values(shard, index)
         findings += _kept(shard, index)
         findings += _manifest(shard, len(index))
@@ -76,6 +78,19 @@ def _unused(shard: str, unused: Sequence[tuple[str, str]]) -> Iterator[Finding]:
         )
 
 
+def _members(shard: str, index: ShardIndex) -> Iterator[Finding]:
+    """A shard of which nothing is read, and keys that were cut at a dot."""
+    if len(index) and not index.extensions:
+        yield Finding("missing", shard, f"its {len(index)} samples have no member that is ever read")
+    counts = np.bincount(index.extension, minlength=len(index.extensions))
+    once = [name for name, count in zip(index.extensions, counts, strict=True) if "." in name and count == 1]
+    if len(once) >= _DOTTED:
+        text = (
+            f"{len(once)} extensions such as '{once[0]}' occur once: a key ends at the first dot of a name; rename them"
+        )
+        yield Finding("name", shard, text)
+
+
 def _values(shard: str, index: ShardIndex) -> Iterator[Finding]:
     """Texts and labels that cannot be read, empty captions, contents of another format."""
     texts = [i for i, name in enumerate(index.extensions) if kind(name) in _TEXTS]
@@ -90,6 +105,10 @@ def _values(shard: str, index: ShardIndex) -> Iterator[Finding]:
         else:
             why = _why(member.extension, read_bytes(shard, member.offset, member.size))
             yield _undecodable(shard, key, member.extension, why)
+    labels = [i for i, name in enumerate(index.extensions) if kind(name) == "cls"]
+    for row in np.flatnonzero(np.isin(index.extension, labels) & (index.value < 0) & ~broken):
+        key, member = _at(index, int(row))
+        yield Finding("label", shard, f"sample '{key}' has label {member.value}", key, member.extension)
     for place in misnamed(index):
         key, member = _at(index, place)
         form = content(read_bytes(shard, member.offset, min(member.size, 16)))

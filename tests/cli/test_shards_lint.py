@@ -131,6 +131,7 @@ def blank() -> bytes:
         ([("a.jpg", jpeg(1)), ("b.jpg", jpeg(1))], ("twin", "b", "the same picture as sample 'a'")),
         ([("a.wav", sound()), ("b.wav", sound())], ("twin", "b", "the same recording as sample 'a'")),
         ([("a.wav", sound(np.ones(20)))], ("short", "a", "2.5 ms")),
+        ([("a.cls", b"-3"), ("b.cls", b"0")], ("label", "a", "has label -3")),
         ([("a.txt", "caf\ufffd".encode())], ("text", "a", "replacement characters")),
         ([("a.json", b'{"captions": ["fine", "\\u0001"]}')], ("text", "a", "control")),
         ([("a.webp", put(jpeg(1, 96, "WEBP"), 400, bytes(600)))], ("zeros", "a", "zeros from byte 400 on")),

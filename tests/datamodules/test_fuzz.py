@@ -19,7 +19,7 @@ def damaged(data, seed):
     chance = random.Random(seed)
     for _ in range(chance.randint(1, 3)):
         # Every other time on a block's border, where headers and contents begin.
-        begin = chance.randrange(len(data))
+        begin = chance.randrange(len(data) + 1)
         begin -= begin % 512 if chance.random() < 0.5 else 0
         end = begin + chance.choice([1, 8, 100, 512, 1024, 3000])
         piece = data[begin:end]

@@ -87,6 +87,22 @@ ARCHIVE = [
     ),
     Damage("empty file", edited(lambda d: b""), "empty", "the file is empty", REFUSED),
     Damage("no samples", edited(lambda d: bytes(10240)), "empty", "it holds no samples", REFUSED),
+    Damage(
+        "nothing that is read",
+        write([(f"s{i}.bin", b"x") for i in range(12)]),
+        "missing",
+        "its 12 samples have no member that is ever read",
+        REFUSED,
+        "has any of the members",
+    ),
+    Damage(
+        "keys with dots",
+        write([(f"bird.{i:03d}.jpg", jpeg(i)) for i in range(12)]),
+        "name",
+        "12 extensions such as '000.jpg' occur once",
+        REFUSED,
+        "has any of the members",
+    ),
     Damage("two archives joined", edited(lambda d: d + d), "trailing", "data after the end mark", REFUSED),
     Damage("compressed", edited(gzip.compress), "compressed", "it is compressed (gzip)", REFUSED),
     Damage(
