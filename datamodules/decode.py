@@ -86,6 +86,10 @@ def _json(data: bytes) -> Any:
 def _array(data: bytes) -> np.ndarray[Any, Any]:
     try:
         array = np.load(io.BytesIO(data), allow_pickle=False)
+    except ValueError as error:
+        if "allow_pickle" in str(error):
+            raise ValueError("it holds a pickle, which could run code: only plain arrays are read") from error
+        raise
     except MemoryError as error:
         raise ValueError(f"its header asks for more memory than there is: {error}") from error
     if not isinstance(array, np.ndarray):

@@ -73,9 +73,8 @@ def _unused(shard: str, unused: Sequence[tuple[str, str]]) -> Iterator[Finding]:
             others.setdefault(kind(extension), []).append(name)
     for form, names in others.items():
         what = f"'{shown(form)}' " if form else "without an extension "
-        yield Finding(
-            "unused", shard, f"{len(names)} members {what}are never read; the first one is '{shown(names[0])}'"
-        )
+        text = f"members {what}are never read ({len(names)}); the first one is '{shown(names[0])}'"
+        yield Finding("unused", shard, text)
 
 
 def _members(shard: str, index: ShardIndex) -> Iterator[Finding]:

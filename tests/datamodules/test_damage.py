@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 import resource
 import shutil
 import tempfile
@@ -10,8 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from damage import COUNT, Damage, jpeg, samples, write
-from damages import DAMAGES, READ, REFUSED, REPLACED, SAID
+from damage import COUNT, READ, REFUSED, REPLACED, SAID, Damage, jpeg, samples, write
+from damages import DAMAGES
 
 from mmcl.cli import main
 from mmcl.datamodules import StreamDataModule
@@ -19,6 +20,11 @@ from mmcl.errors import ConfigError, RunError
 from mmcl.stream import Budget, EvalSet, Source, Stream, Task
 
 NOBODY = 65534
+
+
+def plain(text):
+    """A message without sizes and places in bytes: those depend on the version of the JPEG encoder."""
+    return re.sub(r"\d{4,}", "N", text)
 
 
 def tensors(sample, augment):
@@ -91,7 +97,7 @@ def linted(damage, shards, capsys):
         assert code == 2 and damage.says in err and err.count("\n") == 1
         return
     found = [line for line in out.splitlines() if f": {damage.lint}: " in line or f": {damage.lint} (susp" in line]
-    assert any(damage.says in line for line in found), out
+    assert any(plain(damage.says) in plain(line) for line in found), out
     assert code == (0 if all("(suspicious)" in line for line in found) else 1)
     assert sorted(Path().iterdir()) == before
     assert all(c.isprintable() for c in out.replace("\n", ""))
@@ -104,7 +110,7 @@ def trained(damage, shards, caplog):
     if damage.training == REFUSED:
         with pytest.raises(ConfigError) as error:
             opened(source)
-        assert told in str(error.value) and "\n" not in str(error.value)
+        assert plain(told) in plain(str(error.value)) and "\n" not in str(error.value)
         return
     with caplog.at_level("INFO", logger="mmcl"):
         keys, bad = train(source)

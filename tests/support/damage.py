@@ -23,6 +23,7 @@ from mmcl.datamodules.index import load_index
 
 Member = tuple[str, bytes]
 COUNT = 12
+REFUSED, REPLACED, SAID, READ = "refused", "replaced", "said", "read"
 
 
 @dataclass(frozen=True)
