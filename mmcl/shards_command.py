@@ -7,6 +7,7 @@ from importlib import import_module
 
 ACTIONS = {
     "index": "mmcl.datamodules.index_command",
+    "fetch": "mmcl.datamodules.fetch_command",
     "lint": "mmcl.datamodules.lint_command",
     "show": "mmcl.datamodules.show_command",
 }
