@@ -2,19 +2,101 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import os
 import tarfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
 
 from mmcl.datamodules.decode import DECODERS, IMAGES, kind
 from mmcl.errors import ConfigError
+
+
+class Written(NamedTuple):
+    """A finished shard: its samples, its size in bytes, and its SHA-256 as hexadecimal digits."""
+
+    samples: int
+    bytes: int
+    sha256: str
+
+
+class ShardFile:
+    """A tar that grows sample by sample and appears under its name only when it is complete.
+
+    Used as a context, it leaves nothing behind where the body raises.
+
+    Args:
+        path: the tar file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.samples = path, 0
+        self.written: Written | None = None
+        self._temporary = path.with_name(f".{path.name}.{os.getpid()}")
+        self._file = _Digested(self._temporary)
+        self._tar = tarfile.open(fileobj=self._file, mode="w", format=tarfile.PAX_FORMAT)  # noqa: SIM115
+
+    def __enter__(self) -> ShardFile:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            if kind is None:
+                self._tar.close()
+                self._file.sync()
+                os.replace(self._temporary, self.path)
+                self.written = Written(self.samples, self._file.tell(), self._file.digest.hexdigest())
+        finally:
+            self._temporary.unlink(missing_ok=True)
+            self._file.close()
+
+    def add(self, key: str, members: Sequence[tuple[str, bytes]]) -> None:
+        """Add a sample: its key, and extension and content of each member."""
+        for extension, data in members:
+            self._tar.addfile(_header(key, extension, data), io.BytesIO(data))
+        self.samples += 1
+
+    def size_with(self, key: str, members: Sequence[tuple[str, bytes]]) -> int:
+        """Bytes of the complete tar if this sample were its last."""
+        size = self._tar.offset + 2 * tarfile.BLOCKSIZE
+        for extension, data in members:
+            header = _header(key, extension, data).tobuf(tarfile.PAX_FORMAT, "utf-8", "surrogateescape")
+            size += len(header) + -(-len(data) // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
+        return -(-size // tarfile.RECORDSIZE) * tarfile.RECORDSIZE
+
+
+class _Digested(io.RawIOBase):
+    """A new file that is hashed while it is written."""
+
+    def __init__(self, path: Path) -> None:
+        self.digest = hashlib.sha256()
+        self._file = open(path, "wb", buffering=1 << 20)  # noqa: SIM115  (closed by `close`)
+
+    def write(self, data: Any) -> int:
+        self.digest.update(data)
+        return self._file.write(data)
+
+    def tell(self) -> int:
+        return self._file.tell()
+
+    def sync(self) -> None:
+        """Bring it to the disk: a name that appears must not stand for less after a power failure."""
+        self._file.flush()
+        os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        if not self.closed:
+            self._file.close()
+        super().close()
 
 
 def write_shard(path: str | Path, samples: Iterable[Mapping[str, Any]]) -> int:
@@ -36,40 +118,38 @@ def write_shard(path: str | Path, samples: Iterable[Mapping[str, Any]]) -> int:
             that its extension cannot hold.
     """
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
     seen: set[str] = set()
-    try:
-        with tarfile.open(temporary, "w", format=tarfile.PAX_FORMAT) as tar:
-            for sample in samples:
-                key = _key(sample, seen, path)
-                for extension, value in sample.items():
-                    if extension != "__key__":
-                        data = _encode(extension, value, f"{path}: sample '{key}'")
-                        # A fresh TarInfo has owner 0, no owner name and time 0.
-                        info = tarfile.TarInfo(f"{key}.{extension}")
-                        info.size = len(data)
-                        tar.addfile(info, io.BytesIO(data))
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with ShardFile(path) as shard:
+        for sample in samples:
+            key = sample.get("__key__", "")
+            fault = key_fault(key)
+            if fault:
+                raise ConfigError(f"{path}: {fault}")
+            if key in seen:
+                raise ConfigError(f"{path}: two samples have the key '{key}'")
+            if len(sample) < 2:
+                raise ConfigError(f"{path}: sample '{key}' has no members")
+            seen.add(key)
+            where = f"{path}: sample '{key}'"
+            shard.add(key, [(e, encode_member(e, v, where)) for e, v in sample.items() if e != "__key__"])
     return len(seen)
 
 
-def _key(sample: Mapping[str, Any], seen: set[str], path: Path) -> str:
-    key = sample.get("__key__", "")
+def key_fault(key: Any) -> str:
+    """Why this is no sample key; "" if it is one."""
     if not isinstance(key, str) or not key or "." in key.rpartition("/")[2] or key.startswith("__"):
-        raise ConfigError(
-            f"{path}: '{key}' is no sample key: it must be a text without dots that does not begin with __"
-        )
-    if key in seen:
-        raise ConfigError(f"{path}: two samples have the key '{key}'")
-    if len(sample) < 2:
-        raise ConfigError(f"{path}: sample '{key}' has no members")
-    seen.add(key)
-    return key
+        return f"'{key}' is no sample key: it must be a text without dots that does not begin with __"
+    if {"", "..", "."}.intersection(key.split("/")) or any(c < " " or "\ud800" <= c <= "\udfff" for c in key):
+        return f"{key!r} is no sample key: it must be a relative path of readable characters"
+    return ""
 
 
-def _encode(extension: str, value: Any, where: str) -> bytes:
+def encode_member(extension: str, value: Any, where: str) -> bytes:
+    """Content of a member, of the kinds that `write_shard` takes.
+
+    Raises:
+        ConfigError: its extension is never read, or cannot hold such a value; `where` begins the message.
+    """
     form = kind(extension)
     if form not in DECODERS:
         raise ConfigError(f"{where}: extension '{extension}' would never be read; known: {', '.join(DECODERS)}")
@@ -88,6 +168,13 @@ def _encode(extension: str, value: Any, where: str) -> bytes:
         np.save(buffer, value, allow_pickle=False)
         return buffer.getvalue()
     raise ConfigError(f"{where}: a value of type {type(value).__name__} cannot be written as '{extension}'")
+
+
+def _header(key: str, extension: str, data: bytes) -> tarfile.TarInfo:
+    # A fresh TarInfo has owner 0, no owner name and time 0.
+    info = tarfile.TarInfo(f"{key}.{extension}")
+    info.size = len(data)
+    return info
 
 
 def _picture(form: str, image: Image.Image) -> bytes:

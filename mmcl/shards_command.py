@@ -6,6 +6,7 @@ import argparse
 from importlib import import_module
 
 ACTIONS = {
+    "write": "mmcl.datamodules.write_command",
     "index": "mmcl.datamodules.index_command",
 }
 """Action -> module with ``HELP``, ``add_arguments(parser)`` and ``run(arguments)``, which returns the exit code."""

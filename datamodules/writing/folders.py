@@ -1,0 +1,130 @@
+"""A folder of pictures or recordings, with captions beside them, class folders, or both."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+
+from mmcl.datamodules.decode import AUDIO, IMAGES
+from mmcl.datamodules.writing.options import Kind, Options
+from mmcl.datamodules.writing.rows import File, Row
+from mmcl.errors import ConfigError
+
+# What people have in such folders besides, and what shards do not hold: a row each, so that none is lost unseen.
+FOREIGN = {
+    "images": ("gif", "bmp", "tif", "tiff", "heic", "avif", "jp2", "svg", "jfif"),
+    "audio": ("m4a", "aac", "wma", "opus", "aif", "aiff", "au", "amr"),
+}
+KNOWN = {"images": IMAGES, "audio": AUDIO}
+
+
+class FolderSource:
+    """Every picture (or recording) below a folder, in the order of its path.
+
+    A file ``a/b.jpg`` gives the sample ``a/b``, with dots in names replaced by ``_``; ``a/b.txt`` is its caption. Links
+    are followed; names that begin with a dot are left out and counted.
+
+    Args:
+        options: whose source is a folder.
+        kind: ``images`` or ``audio``; None: whichever of them it holds.
+
+    Raises:
+        ConfigError: the folder holds neither or both, or a part of it cannot be read.
+    """
+
+    def __init__(self, options: Options, kind: Kind | None) -> None:
+        (folder,) = options.sources
+        self.root = Path(folder)
+        self.unused: Counter[str] = Counter()
+        files = list(_walk(self.root, self.unused))
+        by_extension = Counter(_extension(path) for path in files)
+        self.kind = kind or _kind(folder, by_extension)
+        wanted = {*KNOWN[self.kind], *FOREIGN[self.kind]}
+        self._files = [path for path in files if _extension(path) in wanted]
+        if not self._files:
+            raise ConfigError(f"{folder} holds no {self.kind} ({', '.join(KNOWN[self.kind])})")
+        stems = {_stem(path) for path in self._files}
+        texts = {_stem(path): path for path in files if _extension(path) == "txt"}
+        self._captions = texts if stems & texts.keys() else {}
+        self._lost = sorted(self._captions.keys() - stems)
+        self._classes = self._has_classes(options)
+        self.class_names: tuple[str, ...] = ()
+        for extension, count in by_extension.items():
+            if extension not in wanted and not (extension == "txt" and self._captions):
+                self.unused[f".{extension}" if extension else "without extension"] += count
+
+    def rows(self) -> Iterator[Row]:
+        """One for each file, and one for each caption without a file."""
+        member = "image" if self.kind == "images" else "audio"
+        for path in self._files:
+            stem, extension, parts = _stem(path), _extension(path), path.split("/")
+            fault = "" if extension in KNOWN[self.kind] else f"shards hold no .{extension}; convert it"
+            members: dict[str, File] = {member: File(str(self.root / path))}
+            if self._captions:
+                caption = self._captions.get(stem)
+                if caption is None:
+                    fault = fault or "there is no caption beside it"
+                else:
+                    members["txt"] = File(str(self.root / caption))
+            if self._classes and len(parts) == 1:
+                fault = fault or "it lies in no class folder"
+            label = parts[0] if self._classes else None
+            yield Row(stem.replace(".", "_"), str(self.root / path), members, label, fault=fault)
+        for stem in self._lost:
+            place = str(self.root / self._captions[stem])
+            yield Row(stem.replace(".", "_"), place, fault=f"it is a caption, but there is no file of kind {self.kind}")
+
+    def _has_classes(self, options: Options) -> bool:
+        if options.classes == "auto":
+            return not self._captions and all("/" in path for path in self._files)
+        return options.classes == "folders"
+
+
+def _walk(root: Path, unused: Counter[str]) -> Iterator[str]:
+    """Paths of all files below a folder, relative to it, sorted within each folder."""
+
+    def stop(error: OSError) -> None:
+        raise ConfigError(f"{error.filename} cannot be read: {error.strerror}")
+
+    seen = set()
+    for folder, inner, names in os.walk(root, onerror=stop, followlinks=True):
+        real = os.path.realpath(folder)
+        if real in seen:  # a link to a folder above it, or to one that was read already
+            unused["linked folders that were read already"] += 1
+            inner.clear()
+            continue
+        seen.add(real)
+        for name in [n for n in inner if n.startswith(".")]:
+            inner.remove(name)
+            unused["hidden folders"] += 1
+        inner.sort()
+        place = os.path.relpath(folder, root)
+        for name in sorted(names):
+            if name.startswith("."):
+                unused["hidden files"] += 1
+            else:
+                yield name if place == "." else f"{place}/{name}".replace(os.sep, "/")
+
+
+def _kind(folder: str, by_extension: Counter[str]) -> Kind:
+    found = [kind for kind, known in KNOWN.items() if any(by_extension[e] for e in known)]
+    if len(found) == 2:
+        raise ConfigError(
+            f"{folder} holds pictures and recordings; say with --from images or --from audio which to write"
+        )
+    if not found:
+        raise ConfigError(
+            f"{folder} holds no pictures ({', '.join(IMAGES)}), no recordings ({', '.join(AUDIO)}) and no data set "
+            "saved by `datasets`; name the folder, tables or tar files that do"
+        )
+    return "images" if found[0] == "images" else "audio"
+
+
+def _extension(path: str) -> str:
+    return PurePosixPath(path).suffix[1:].lower()
+
+
+def _stem(path: str) -> str:
+    return path[: len(path) - len(PurePosixPath(path).suffix)]

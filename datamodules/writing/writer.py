@@ -1,0 +1,223 @@
+"""From a source of rows to a folder of shards with a manifest."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import PIL
+from tqdm import tqdm
+
+import mmcl
+from mmcl.datamodules.write import ShardFile
+from mmcl.datamodules.writing.journal import MANIFEST, Entry, Journal
+from mmcl.datamodules.writing.options import Options, Recipe
+from mmcl.datamodules.writing.plan import Bad, Plan, make_plan
+from mmcl.datamodules.writing.rows import BadRow, Row, RowSource
+from mmcl.datamodules.writing.sample import Members, make_members
+from mmcl.datamodules.writing.sources import open_source
+from mmcl.datamodules.writing.workers import ordered_map
+from mmcl.errors import RunError
+
+BAD = "bad.jsonl"
+CLASSES = "classes.txt"
+FORMAT = "mmcl.shards/1"
+HOPELESS = 100
+"""So many bad rows and no good one have one cause, such as a wrong folder; going on would tell no more."""
+
+Made = tuple[int, Row, Members | str]
+"""Number of a row, the row, and its members or why there are none."""
+
+
+def write_set(options: Options, restart: bool = False) -> dict[str, Any]:
+    """Write a whole set. The bytes of its files depend on source and options alone, not on workers or interruptions.
+
+    Args:
+        options: what to write, and where.
+        restart: take away what an earlier call wrote into the same folder.
+
+    Returns:
+        The manifest, which lies beside the shards as ``manifest.json``.
+
+    Raises:
+        ConfigError: refused before anything was written.
+        RunError: more rows are bad than may be; what was written stays, and the same command goes on from there.
+    """
+    options.check()
+    source = open_source(options)
+    plan = make_plan(source, options)
+    journal = Journal(options.to, _identity(source, plan, options))
+    with journal.locked(restart):
+        (options.to / MANIFEST).unlink(missing_ok=True)
+        _check_bad(options, plan, plan.bad, "")
+        try:
+            if len(_bad(plan, journal)) > options.max_bad:
+                _look_again(source, plan, journal, options.recipe)
+            _write_splits(source, plan, journal, options)
+        except OSError as error:
+            raise RunError(
+                f"{options.to}: {error.strerror or error}; mend it and run the same command again"
+            ) from error
+        bad = _bad(plan, journal)
+        _check_bad(options, plan, bad, " beside the shards")
+        manifest = _manifest(source, plan, journal, options)
+        if plan.class_names:
+            _replace(options.to / CLASSES, "".join(f"{name}\n" for name in plan.class_names))
+        _replace(options.to / MANIFEST, json.dumps(manifest, ensure_ascii=False, indent=1) + "\n")
+    return manifest
+
+
+def _identity(source: RowSource, plan: Plan, options: Options) -> dict[str, Any]:
+    """What decides the bytes. The encoder does where it is used; another version may press pictures differently."""
+    recipe = options.recipe
+    tools = {"mmcl": mmcl.__version__} | ({"pillow": PIL.__version__} if recipe.resize or recipe.encode else {})
+    return {**options.identity(), "kind": source.kind, "class_names": plan.class_names, "rows": plan.digest, **tools}
+
+
+def _make(numbered: tuple[int, Row], plan_label: Callable[[Row], int | None], recipe: Recipe) -> Made:
+    number, row = numbered
+    try:
+        return number, row._replace(members={}), make_members(row, plan_label(row), recipe)
+    except BadRow as fault:
+        return number, row._replace(members={}), str(fault)
+
+
+def _write_splits(source: RowSource, plan: Plan, journal: Journal, options: Options) -> None:
+    total = sum(plan.size(split) for split in range(len(plan.splits)))
+    done = {name: max((e.upto for e in journal.entries if e.split == name), default=0) for name in plan.splits}
+    with tqdm(total=total, initial=sum(done.values()), unit="rows", disable=None) as bar:
+        for split, name in enumerate(plan.splits):
+            rows = islice(plan.rows(source, split), done[name], None)
+            job = partial(_make, plan_label=plan.label, recipe=options.recipe)
+            bar.set_description(name)
+            writer = _SplitWriter(name, done[name], plan, journal, options)
+            with closing(ordered_map(job, rows, options.workers)) as results:
+                writer.write(_shown(results, bar))
+
+
+def _shown(results: Iterator[Made], bar: Any) -> Iterator[Made]:
+    for made in results:
+        yield made
+        bar.update()
+
+
+class _SplitWriter:
+    """Cuts the samples of a split into shards and records each one."""
+
+    def __init__(self, name: str, done: int, plan: Plan, journal: Journal, options: Options) -> None:
+        self._name, self._plan, self._journal, self._options = name, plan, journal, options
+        self._number = sum(entry.split == name for entry in journal.entries)
+        self._upto = done
+        self._bad: list[Bad] = []
+        self._limit = options.megabytes_per_shard * 1e6
+
+    def write(self, results: Iterator[Made]) -> None:
+        held: Made | None = self._next(results)
+        while held is not None:
+            path = self._options.to / f"{self._name}-{self._number:06d}.tar"
+            with ShardFile(path) as shard:
+                while held is not None and self._fits(shard, held):
+                    self._add(shard, held)
+                    held = self._next(results)
+            assert shard.written is not None
+            upto = self._upto - (held is not None)  # the sample that did not fit is for the next shard
+            self._journal.add(Entry(path.name, self._name, *shard.written, upto, tuple(self._bad)))
+            self._bad = []
+            self._number += 1
+        if not self._number:
+            bad = [*_bad(self._plan, self._journal), *self._bad]
+            _report(self._options.to, bad)
+            first = f" (the first: {bad[0].place}: {bad[0].reason})" if bad else ""
+            raise RunError(f"no row of split '{self._name}' can be used{first}; see {self._options.to / BAD}")
+
+    def _next(self, results: Iterator[Made]) -> Made | None:
+        """The next row that can be used."""
+        for number, row, members in results:
+            self._upto += 1
+            if not isinstance(members, str):
+                return number, row, members
+            self._bad.append(Bad(number, row.place, row.key, members))
+            if not self._number and self._upto == len(self._bad) == HOPELESS:
+                _check_bad(self._options, self._plan, [*self._plan.bad, *self._bad], " before any good one was found")
+        return None
+
+    def _fits(self, shard: ShardFile, made: Made) -> bool:
+        if shard.samples == 0:
+            return True
+        assert not isinstance(made[2], str)
+        full = shard.samples == self._options.samples_per_shard
+        return not full and shard.size_with(made[1].key, made[2]) <= self._limit
+
+    def _add(self, shard: ShardFile, made: Made) -> None:
+        assert not isinstance(made[2], str)
+        shard.add(made[1].key, made[2])
+
+
+def _look_again(source: RowSource, plan: Plan, journal: Journal, recipe: Recipe) -> None:
+    """Rows that were bad in an earlier call may have been mended; shards from the first such one on are made anew."""
+    bad = {entry_bad.row for entry in journal.entries for entry_bad in entry.bad}
+    rows = ((n, row) for n, row in enumerate(source.rows()) if n in bad)
+    mended = {
+        number for number, _, members in (_make(r, plan.label, recipe) for r in rows) if not isinstance(members, str)
+    }
+    for i, entry in enumerate(journal.entries):
+        if any(found.row in mended for found in entry.bad):
+            return journal.keep(journal.entries[:i])
+
+
+def _bad(plan: Plan, journal: Journal) -> list[Bad]:
+    return sorted([*plan.bad, *(bad for entry in journal.entries for bad in entry.bad)])
+
+
+def _report(folder: Path, bad: list[Bad]) -> None:
+    """Name all bad rows in a file; none without any."""
+    if bad:
+        lines = (
+            json.dumps({"row": b.place, "key": b.key, "reason": b.reason}, ensure_ascii=False) for b in sorted(bad)
+        )
+        _replace(folder / BAD, "".join(f"{line}\n" for line in lines))
+    else:
+        (folder / BAD).unlink(missing_ok=True)
+
+
+def _check_bad(options: Options, plan: Plan, bad: list[Bad], when: str) -> None:
+    _report(options.to, bad)
+    if len(bad) > options.max_bad:
+        first, rows = bad[0], f"{len(bad)} of {len(plan.owner)} rows"
+        raise RunError(
+            f"{rows} cannot be used; the first is {first.place}: {first.reason}. All found so far{when} are named in "
+            f"{options.to / BAD}. Mend them, or leave them out with --max_bad {len(bad)}, and run the command again"
+        )
+
+
+def _manifest(source: RowSource, plan: Plan, journal: Journal, options: Options) -> dict[str, Any]:
+    shards = [{k: getattr(e, k) for k in ("name", "split", "samples", "bytes", "sha256")} for e in journal.entries]
+    splits = {name: [e for e in journal.entries if e.split == name] for name in plan.splits}
+    counts = {n: {"samples": sum(e.samples for e in s), "bytes": sum(e.bytes for e in s)} for n, s in splits.items()}
+    bad = _bad(plan, journal)
+    return {
+        "format": FORMAT,
+        "licence": options.licence,
+        "origin": options.origin,
+        "source": {"kind": source.kind, "paths": list(options.sources), "rows": len(plan.owner)},
+        "samples": sum(e.samples for e in journal.entries),
+        "bytes": sum(e.bytes for e in journal.entries),
+        "splits": {name: {**count, "shards": len(splits[name])} for name, count in counts.items()},
+        "class_names": plan.class_names,
+        "bad": {"rows": len(bad), "file": BAD if bad else None},
+        "unused": dict(sorted(source.unused.items())),
+        "options": journal.identity,
+        "shards": shards,
+    }
+
+
+def _replace(path: Path, text: str) -> None:
+    half = path.with_name(f".{path.name}.half")
+    half.write_text(text, encoding="utf-8")
+    os.replace(half, path)
