@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import os
 from argparse import ArgumentParser, ArgumentTypeError, Namespace
+from collections import Counter
 from pathlib import Path
 
 from mmcl.datamodules.writing import Columns, Options, Recipe, write_set
 
 HELP = "make shards out of a folder, tables, a saved data set or other shards"
+SHOWN = 8
+"""Kinds of files and columns that are named at the end; the manifest has all."""
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -63,8 +66,10 @@ def run(arguments: Namespace) -> int:
         print(f"{len(made['class_names'])} classes: {arguments.to / 'classes.txt'}")
     if made["bad"]["rows"]:
         print(f"{made['bad']['rows']} rows left out: {arguments.to / made['bad']['file']}")
-    if made["unused"]:
-        print("not written: " + ", ".join(f"{name} ({count})" for name, count in made["unused"].items()))
+    unused = Counter(made["unused"])
+    if unused:
+        more = f" and {len(unused) - SHOWN} other kinds" if len(unused) > SHOWN else ""
+        print("not written: " + ", ".join(f"{name} ({count})" for name, count in unused.most_common(SHOWN)) + more)
     print(arguments.to / "manifest.json")
     return 0
 

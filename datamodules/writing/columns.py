@@ -41,8 +41,8 @@ class ColumnMap:
                 f"{where}: none of its columns is called image, audio or text; say which ones hold what with --image, "
                 f"--audio or --text (columns: {', '.join(known)})"
             )
-        used = {*self.of.values(), *self.json, self.identity, self.split}
-        self.unused = Counter({f"column '{name}'": 1 for name in known if name not in used})
+        self.used = {*self.of.values(), *self.json, *(n for n in (self.identity, self.split) if n is not None)}
+        self.unused = Counter({f"column '{name}'": 1 for name in known if name not in self.used})
 
     def row(self, values: Mapping[str, Any], members: Mapping[str, Any], place: str, name: str) -> Row:
         """The row of one line.

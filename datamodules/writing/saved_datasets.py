@@ -11,7 +11,7 @@ from typing import Any
 
 from mmcl.datamodules.writing.columns import ColumnMap
 from mmcl.datamodules.writing.options import Options
-from mmcl.datamodules.writing.rows import BadRow, File, Row
+from mmcl.datamodules.writing.rows import BadRow, Row
 from mmcl.errors import ConfigError
 
 MEDIA = {"image": "Image", "audio": "Audio"}
@@ -35,14 +35,12 @@ class Cell:
         """The bytes as they were stored.
 
         Raises:
-            BadRow: the cell is empty, or names a file that is not there.
+            BadRow: the cell is empty.
         """
         value = _load(self.folder)[self.split][self.row : self.row + 1][self.column][0]
-        if not value or (value["bytes"] is None and not value["path"]):
+        if not value or not value["bytes"]:  # `save_to_disk` takes the bytes of files that are named in
             raise BadRow(f"its column '{self.column}' is empty")
-        if value["bytes"] is not None:
-            return bytes(value["bytes"])
-        return File(value["path"]).read()
+        return bytes(value["bytes"])
 
 
 class DatasetSource:

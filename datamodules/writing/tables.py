@@ -6,7 +6,7 @@ import csv
 import json
 import os
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -49,9 +49,22 @@ class TableSource:
                 )
         self._columns = ColumnMap(options, headers[0], str(self._paths[0]))
         self._blank = dict.fromkeys(headers[0])  # lines of JSON may leave keys out
+        self._check_parquet()
         self._root = None if options.columns.root is None else Path(options.columns.root)
         self.class_names: tuple[str, ...] = ()
         self.unused = Counter(self._columns.unused)
+
+    def _check_parquet(self) -> None:
+        for path in self._paths if self._paths[0].suffix == ".parquet" else ():
+            schema = _open_parquet(path).schema_arrow
+            for field in {"image", "audio"} & self._columns.of.keys():
+                form = str(schema.field(self._columns.of[field]).type)
+                if "string" not in form:
+                    raise ConfigError(
+                        f"{path}: column '{self._columns.of[field]}' holds no paths but {form}; a table with "
+                        f"the {field} inside is read by `datasets`: load_dataset('parquet', data_files=[...])"
+                        ".save_to_disk(FOLDER), then write that folder"
+                    )
 
     def rows(self) -> Iterator[Row]:
         """One for each line."""
@@ -81,12 +94,13 @@ class TableSource:
 
     def _lines(self, path: Path) -> Iterator[Line]:
         if path.suffix == ".parquet":
-            return _parquet(path)
+            return _parquet(path, sorted(self._columns.used))
         return _jsonl(path) if path.suffix == ".jsonl" else _csv(path, path.suffix == ".csv" or self._quoted)
 
     def _header(self, path: Path) -> list[str]:
-        if not path.is_file():
-            raise ConfigError(f"the table {path} does not exist")
+        if not path.is_file() or path.suffix not in SUFFIXES:
+            what = f"is no table ({', '.join(SUFFIXES)})" if path.exists() else "does not exist"
+            raise ConfigError(f"{path} {what}")
         if path.suffix == ".parquet":
             return [str(name) for name in _open_parquet(path).schema_arrow.names]
         rows = (values for _, values in self._lines(path) if FAULT not in values)
@@ -140,9 +154,9 @@ def _jsonl(path: Path) -> Iterator[Line]:
             yield number, values if isinstance(values, dict) else {FAULT: f"it is no JSON object, but a {kind}"}
 
 
-def _parquet(path: Path) -> Iterator[Line]:
+def _parquet(path: Path, columns: Sequence[str]) -> Iterator[Line]:
     number = 0
-    for batch in _open_parquet(path).iter_batches(batch_size=4096):
+    for batch in _open_parquet(path).iter_batches(batch_size=4096, columns=columns):
         for values in batch.to_pylist():
             number += 1
             yield number, values

@@ -10,7 +10,6 @@ from mmcl.datamodules.index import load_index
 from mmcl.datamodules.shards import expand_shards
 from mmcl.datamodules.writing.options import Options
 from mmcl.datamodules.writing.rows import Row, Slice
-from mmcl.errors import ConfigError
 
 
 class TarSource:
@@ -20,15 +19,12 @@ class TarSource:
         options: whose sources are tar files and patterns.
 
     Raises:
-        ConfigError: a shard is not there, damaged, or compressed; a column was named.
+        ConfigError: a shard is not there, damaged, or compressed.
     """
 
     kind = "shards"
 
     def __init__(self, options: Options) -> None:
-        for flag in ("split_by", "split_from"):
-            if getattr(options, flag) is not None:
-                raise ConfigError(f"--{flag}: shards have no columns; split by what the keys say with --split_by_key")
         self._shards = expand_shards(options.sources, "mmcl shards write")
         self.class_names: tuple[str, ...] = ()
         self.unused: Counter[str] = Counter()

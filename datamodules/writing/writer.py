@@ -23,7 +23,7 @@ from mmcl.datamodules.writing.rows import BadRow, Row, RowSource
 from mmcl.datamodules.writing.sample import Members, make_members
 from mmcl.datamodules.writing.sources import open_source
 from mmcl.datamodules.writing.workers import ordered_map
-from mmcl.errors import RunError
+from mmcl.errors import ConfigError, RunError
 
 BAD = "bad.jsonl"
 CLASSES = "classes.txt"
@@ -50,26 +50,30 @@ def write_set(options: Options, restart: bool = False) -> dict[str, Any]:
         RunError: more rows are bad than may be; what was written stays, and the same command goes on from there.
     """
     options.check()
-    source = open_source(options)
-    plan = make_plan(source, options)
+    try:
+        source = open_source(options)
+        plan = make_plan(source, options)
+    except OSError as error:
+        raise ConfigError(f"{error.filename or options.sources[0]} cannot be read: {error.strerror}") from error
     journal = Journal(options.to, _identity(source, plan, options))
-    with journal.locked(restart):
-        (options.to / MANIFEST).unlink(missing_ok=True)
-        _check_bad(options, plan, plan.bad, "")
-        try:
-            if len(_bad(plan, journal)) > options.max_bad:
-                _look_again(source, plan, journal, options.recipe)
-            _write_splits(source, plan, journal, options)
-        except OSError as error:
-            raise RunError(
-                f"{options.to}: {error.strerror or error}; mend it and run the same command again"
-            ) from error
-        bad = _bad(plan, journal)
-        _check_bad(options, plan, bad, " beside the shards")
-        manifest = _manifest(source, plan, journal, options)
-        if plan.class_names:
-            _replace(options.to / CLASSES, "".join(f"{name}\n" for name in plan.class_names))
-        _replace(options.to / MANIFEST, json.dumps(manifest, ensure_ascii=False, indent=1) + "\n")
+    try:
+        with journal.locked(restart):
+            return _write(source, plan, journal, options)
+    except OSError as error:
+        raise RunError(f"{options.to}: {error.strerror or error}; mend it and run the same command again") from error
+
+
+def _write(source: RowSource, plan: Plan, journal: Journal, options: Options) -> dict[str, Any]:
+    (options.to / MANIFEST).unlink(missing_ok=True)
+    _check_bad(options, plan, plan.bad, "")
+    if len(_bad(plan, journal)) > options.max_bad:
+        _look_again(source, plan, journal, options.recipe)
+    _write_splits(source, plan, journal, options)
+    _check_bad(options, plan, _bad(plan, journal), "")
+    manifest = _manifest(source, plan, journal, options)
+    if plan.class_names:
+        _replace(options.to / CLASSES, "".join(f"{name}\n" for name in plan.class_names))
+    _replace(options.to / MANIFEST, json.dumps(manifest, ensure_ascii=False, indent=1) + "\n")
     return manifest
 
 
