@@ -191,7 +191,7 @@ def test_bad_rows_are_counted_named_and_refused(table: Path, tmp_path: Path) -> 
         ("row-00000007", "9"),
         ("row-00000011", "13"),
     ]
-    assert "cannot be decoded" in named[1]["reason"] and "no picture" in named[2]["reason"]
+    assert "cannot be decoded" in named[1]["reason"] and "no JPEG, PNG or WebP" in named[2]["reason"]
     assert not (out / "manifest.json").exists()
     before = {path: path.stat().st_mtime_ns for path in out.glob("*.tar")}
     manifest = write_set(options(table, out, max_bad=3))  # accepted: nothing is written again
@@ -219,7 +219,7 @@ def test_a_wrong_folder_stops_early(tmp_path: Path) -> None:
 
 
 def test_a_dead_worker_is_an_error(table: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mmcl.datamodules.writing.writer.make_members", lambda *_: os._exit(9))
+    monkeypatch.setattr("mmcl.datamodules.writing.writer.make_sample", lambda *_: os._exit(9))
     with pytest.raises(RunError, match="a worker process died"):
         write_set(options(table, tmp_path / "out", workers=2))
 
