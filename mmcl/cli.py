@@ -25,6 +25,7 @@ USAGE = """usage: mmcl <command> [options]
   report     tables, plots and one HTML page from one run or several
   list       strategies, modules, benchmarks or configs
   data       real data sets and pretrained models: list them, fetch them
+  shards     your own data into shards, and what shards need
 
   mmcl fit --config quickstart/zscl          run a preset (mmcl list configs)
   mmcl fit --config FILE --dry_run           tasks, counts, disk and time; nothing is written

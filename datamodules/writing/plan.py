@@ -14,10 +14,11 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from mmcl.datamodules.order import mix, shuffled
 from mmcl.datamodules.write import key_fault
 from mmcl.datamodules.writing.options import Options
 from mmcl.datamodules.writing.rows import Row, RowSource
-from mmcl.errors import ConfigError
+from mmcl.errors import ConfigError, RunError
 
 LEFT_OUT = -1
 ONLY = "shard"
@@ -54,9 +55,26 @@ class Plan:
     digest: str
     _labels: Mapping[str, int] = field(default_factory=dict)
 
-    def rows(self, source: RowSource, split: int) -> Iterator[tuple[int, Row]]:
-        """Number and row of all rows of a split, in the order of the source."""
-        return ((n, row) for n, row in enumerate(source.rows()) if self.owner[n] == split)
+    def rows(self, source: RowSource, split: int, options: Options) -> Iterator[tuple[int, Row]]:
+        """Number and row of all rows of a split, in the order in which they are written.
+
+        Raises:
+            RunError: the source has another number of rows by now.
+        """
+        rows = ((n, row) for n, row in self._all(source) if self.owner[n] == split)
+        if not options.shuffle:
+            return rows
+        held = list(rows)
+        return (held[i] for i in shuffled(np.arange(len(held)), mix(options.seed, split)))
+
+    def _all(self, source: RowSource) -> Iterator[tuple[int, Row]]:
+        number = -1
+        for number, row in enumerate(source.rows()):
+            if number == len(self.owner):
+                break
+            yield number, row
+        if number != len(self.owner) - 1:
+            raise RunError("the rows of the source changed while they were read; run the command again")
 
     def size(self, split: int) -> int:
         """How many rows a split has."""

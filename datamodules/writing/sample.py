@@ -14,7 +14,7 @@ from mmcl.datamodules.writing.options import Recipe
 from mmcl.datamodules.writing.rows import BadRow, Row
 from mmcl.errors import ConfigError, MmclError
 
-RECORDINGS = {"WAV": "wav", "WAVEX": "wav", "FLAC": "flac", "OGG": "ogg", "MP3": "mp3", "MPEG": "mp3"}
+RECORDINGS = {"WAV": "wav", "WAVEX": "wav", "RF64": "wav", "FLAC": "flac", "OGG": "ogg", "MP3": "mp3", "MPEG": "mp3"}
 
 
 def make_sample(row: Row, label: int | None, recipe: Recipe) -> bytes:

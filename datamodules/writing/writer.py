@@ -35,12 +35,13 @@ Made = tuple[int, Row, bytes | str]
 """Number of a row, the row without its members, and the packed sample or why there is none."""
 
 
-def write_set(options: Options, restart: bool = False) -> dict[str, Any]:
+def write_set(options: Options, restart: bool = False, say: Callable[[str], None] = print) -> dict[str, Any]:
     """Write a whole set. The bytes of its files depend on source and options alone, not on workers or interruptions.
 
     Args:
         options: what to write, and where.
         restart: take away what an earlier call wrote into the same folder.
+        say: receives a line for each finished shard.
 
     Returns:
         The manifest, which lies beside the shards as ``manifest.json``.
@@ -58,17 +59,19 @@ def write_set(options: Options, restart: bool = False) -> dict[str, Any]:
     journal = Journal(options.to, _identity(source, plan, options))
     try:
         with journal.locked(restart):
-            return _write(source, plan, journal, options)
+            return _write(source, plan, journal, options, say)
     except OSError as error:
         raise RunError(f"{options.to}: {error.strerror or error}; mend it and run the same command again") from error
 
 
-def _write(source: RowSource, plan: Plan, journal: Journal, options: Options) -> dict[str, Any]:
+def _write(
+    source: RowSource, plan: Plan, journal: Journal, options: Options, say: Callable[[str], None]
+) -> dict[str, Any]:
     (options.to / MANIFEST).unlink(missing_ok=True)
     _check_bad(options, plan, plan.bad, "")
     if len(_bad(plan, journal)) > options.max_bad:
         _look_again(source, plan, journal, options.recipe)
-    _write_splits(source, plan, journal, options)
+    _write_splits(source, plan, journal, options, say)
     _check_bad(options, plan, _bad(plan, journal), "")
     manifest = _manifest(source, plan, journal, options)
     if plan.class_names:
@@ -94,15 +97,17 @@ def _make(numbered: tuple[int, Row], plan_label: Callable[[Row], int | None], re
     return number, row._replace(members={}), made
 
 
-def _write_splits(source: RowSource, plan: Plan, journal: Journal, options: Options) -> None:
+def _write_splits(
+    source: RowSource, plan: Plan, journal: Journal, options: Options, say: Callable[[str], None]
+) -> None:
     total = sum(plan.size(split) for split in range(len(plan.splits)))
     done = {name: max((e.upto for e in journal.entries if e.split == name), default=0) for name in plan.splits}
     with tqdm(total=total, initial=sum(done.values()), unit="rows", disable=None) as bar:
         for split, name in enumerate(plan.splits):
-            rows = islice(plan.rows(source, split), done[name], None)
+            rows = islice(plan.rows(source, split, options), done[name], None)
             job = partial(_make, plan_label=plan.label, recipe=options.recipe)
             bar.set_description(name)
-            writer = _SplitWriter(name, done[name], plan, journal, options)
+            writer = _SplitWriter(name, done[name], plan, journal, options, say)
             with closing(ordered_map(job, rows, options.workers)) as results:
                 writer.write(_shown(results, bar))
 
@@ -116,8 +121,10 @@ def _shown(results: Iterator[Made], bar: Any) -> Iterator[Made]:
 class _SplitWriter:
     """Cuts the samples of a split into shards and records each one."""
 
-    def __init__(self, name: str, done: int, plan: Plan, journal: Journal, options: Options) -> None:
-        self._name, self._plan, self._journal, self._options = name, plan, journal, options
+    def __init__(
+        self, name: str, done: int, plan: Plan, journal: Journal, options: Options, say: Callable[[str], None]
+    ) -> None:
+        self._name, self._plan, self._journal, self._options, self._say = name, plan, journal, options, say
         self._number = sum(entry.split == name for entry in journal.entries)
         self._upto = done
         self._bad: list[Bad] = []
@@ -134,6 +141,7 @@ class _SplitWriter:
             assert shard.written is not None
             upto = self._upto - (held is not None)  # the sample that did not fit is for the next shard
             self._journal.add(Entry(path.name, self._name, *shard.written, upto, tuple(self._bad)))
+            self._say(f"{path.name}: {shard.samples} samples, {shard.bytes / 1e6:.1f} MB")
             self._bad = []
             self._number += 1
         if not self._number:
