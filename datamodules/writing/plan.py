@@ -6,7 +6,7 @@ import array
 import hashlib
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -24,6 +24,7 @@ LEFT_OUT = -1
 ONLY = "shard"
 """What the shards are called where there is one split."""
 
+_WHOLE = re.compile(r"-?\d{1,9}")
 _SPLIT = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]*")
 
 
@@ -82,9 +83,7 @@ class Plan:
 
     def label(self, row: Row) -> int | None:
         """The number of a row's class."""
-        if row.label is None or isinstance(row.label, int):
-            return row.label
-        return self._labels[row.label] if self._labels else int(row.label)
+        return None if row.label is None else _number(row.label, self._labels)
 
 
 def make_plan(source: RowSource, options: Options) -> Plan:
@@ -98,6 +97,7 @@ def make_plan(source: RowSource, options: Options) -> Plan:
         ConfigError: there are no rows, labels are partly numbers and partly names, or the source has too many splits.
     """
     known = _known_classes(source, options)
+    numbers = {name: i for i, name in enumerate(known)}
     splits, preset = list(options.split), not options.split
     owner, keys, digest = array.array("h"), bytearray(), hashlib.sha256()
     labels: Counter[str | int] = Counter()
@@ -107,7 +107,7 @@ def make_plan(source: RowSource, options: Options) -> Plan:
         digest.update(
             repr((row.key, row.members, row.label, row.identity, row.split, row.fault)).encode("utf-8", "replace")
         )
-        fault = row.fault or key_fault(row.key) or _class_fault(row.label, known)
+        fault = row.fault or key_fault(row.key) or _class_fault(row.label, numbers)
         name = ""
         if not fault:
             name, fault = _side(row, options)
@@ -128,8 +128,8 @@ def make_plan(source: RowSource, options: Options) -> Plan:
     bad += _duplicates(source, np.frombuffer(bytes(keys), "<u8").reshape(-1, 2), owners)
     names = known or _found_classes(labels)
     digest.update(repr(names).encode("utf-8", "replace"))
-    mapping = {name: i for i, name in enumerate(names)}
-    return Plan(splits, owners, sorted(bad), names, digest.hexdigest(), mapping)
+    numbers = {name: i for i, name in enumerate(names)}
+    return Plan(splits, owners, sorted(bad), names, digest.hexdigest(), numbers)
 
 
 def split_of(identity: str, shares: Mapping[str, float], seed: int) -> str:
@@ -194,18 +194,26 @@ def _known_classes(source: RowSource, options: Options) -> list[str]:
     return names
 
 
-def _class_fault(label: str | int | None, known: Sequence[str]) -> str:
-    if label is None or not known:
+def _number(label: str | int, names: Mapping[str, int]) -> int | None:
+    """The number of a class: that of its name, or the number that it is; None for a name that is not known."""
+    if isinstance(label, str) and label in names:
+        return names[label]
+    return int(label) if isinstance(label, int) or _WHOLE.fullmatch(label) else None
+
+
+def _class_fault(label: str | int | None, names: Mapping[str, int]) -> str:
+    if label is None or not names:
         return ""
-    if isinstance(label, int):
-        return "" if 0 <= label < len(known) else f"its label {label} is none of the {len(known)} classes"
-    return "" if label in known else f"its class '{label}' is none of the {len(known)} class names"
+    number = _number(label, names)
+    if number is None:
+        return f"its class '{label}' is none of the {len(names)} class names"
+    return "" if 0 <= number < len(names) else f"its label {number} is none of the {len(names)} classes"
 
 
 def _found_classes(labels: Counter[str | int]) -> list[str]:
     """Sorted names; none where all labels are whole numbers, which then are the classes."""
     texts = sorted(label for label in labels if isinstance(label, str))
-    if all(re.fullmatch(r"\d{1,9}", text) for text in texts):
+    if all(_WHOLE.fullmatch(text) for text in texts):
         return []
     numbers = next((label for label in labels if isinstance(label, int)), None)
     if numbers is not None:

@@ -11,7 +11,7 @@ import datasets
 import pyarrow
 import pyarrow.parquet
 import pytest
-from written import fill, manifest, picture, recording, write
+from written import fill, manifest, picture, reasons, recording, write
 
 from mmcl.datamodules.writing import Columns, Recipe
 from mmcl.errors import ConfigError, RunError
@@ -108,6 +108,24 @@ def test_columns_are_checked(tmp_path: Path) -> None:
     assert {name: split["samples"] for name, split in found["splits"].items()} == {"train": 1, "test": 2}
     (tmp_path / "mixed.csv").write_text("text,label\nx,1\ny,b\n")
     assert manifest_of(tmp_path / "mixed.csv", tmp_path / "mixed")["class_names"] == ["1", "b"]
+
+
+def test_labels_are_numbers_or_names(tmp_path: Path) -> None:
+    (tmp_path / "names.txt").write_text("ant\nbee\ncow\n")
+    (tmp_path / "t.csv").write_text("text,label\nx,2\ny,bee\nz,-1\nw,3\n")
+    found = write(tmp_path / "t.csv", tmp_path / "out", class_names=str(tmp_path / "names.txt"), max_bad=2)
+    assert [sample["cls"] for sample in found.values()] == [b"2", b"1"]
+    assert reasons(tmp_path / "out") == {
+        "4": "its label -1 is none of the 3 classes",
+        "5": "its label 3 is none of the 3 classes",
+    }
+    (tmp_path / "numbers.csv").write_text("text,label\nx,7\ny,-1\n")
+    found = write(tmp_path / "numbers.csv", tmp_path / "numbers")
+    assert [sample["cls"] for sample in found.values()] == [b"7", b"-1"]
+    assert manifest(tmp_path / "numbers")["class_names"] == []
+    (tmp_path / "both.jsonl").write_text('{"text": "x", "label": 1}\n{"text": "y", "label": "b"}\n')
+    with pytest.raises(ConfigError, match=r"labels are numbers \(1\) and names \('b'\) in one column"):
+        write(tmp_path / "both.jsonl", tmp_path / "both")
 
 
 def manifest_of(source: Path, to: Path, **options: Any) -> dict[str, Any]:
