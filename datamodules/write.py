@@ -7,7 +7,7 @@ import io
 import json
 import os
 import tarfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple
@@ -37,11 +37,11 @@ class ShardFile:
     """
 
     def __init__(self, path: Path) -> None:
-        self.path, self.samples = path, 0
+        self.path, self.samples, self.bytes = path, 0, 0
         self.written: Written | None = None
+        self._digest = hashlib.sha256()
         self._temporary = path.with_name(f".{path.name}.{os.getpid()}")
-        self._file = _Digested(self._temporary)
-        self._tar = tarfile.open(fileobj=self._file, mode="w", format=tarfile.PAX_FORMAT)  # noqa: SIM115
+        self._file = open(self._temporary, "wb", buffering=1 << 20)  # noqa: SIM115  (closed on exit)
 
     def __enter__(self) -> ShardFile:
         return self
@@ -51,52 +51,46 @@ class ShardFile:
     ) -> None:
         try:
             if kind is None:
-                self._tar.close()
-                self._file.sync()
+                self._write(bytes(self._full(self.bytes) - self.bytes))  # zeros are the end mark
+                # A name that appears must not stand for less after a power failure.
+                self._file.flush()
+                os.fsync(self._file.fileno())
                 os.replace(self._temporary, self.path)
-                self.written = Written(self.samples, self._file.tell(), self._file.digest.hexdigest())
+                self.written = Written(self.samples, self.bytes, self._digest.hexdigest())
         finally:
             self._temporary.unlink(missing_ok=True)
             self._file.close()
 
-    def add(self, key: str, members: Sequence[tuple[str, bytes]]) -> None:
-        """Add a sample: its key, and extension and content of each member."""
-        for extension, data in members:
-            self._tar.addfile(_header(key, extension, data), io.BytesIO(data))
+    def add(self, packed: bytes) -> None:
+        """Add a sample, which `pack` has packed."""
+        self._write(packed)
         self.samples += 1
 
-    def size_with(self, key: str, members: Sequence[tuple[str, bytes]]) -> int:
+    def size_with(self, packed: bytes) -> int:
         """Bytes of the complete tar if this sample were its last."""
-        size = self._tar.offset + 2 * tarfile.BLOCKSIZE
-        for extension, data in members:
-            header = _header(key, extension, data).tobuf(tarfile.PAX_FORMAT, "utf-8", "surrogateescape")
-            size += len(header) + -(-len(data) // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
-        return -(-size // tarfile.RECORDSIZE) * tarfile.RECORDSIZE
+        return self._full(self.bytes + len(packed))
+
+    def _write(self, data: bytes) -> None:
+        self._file.write(data)
+        self._digest.update(data)
+        self.bytes += len(data)
+
+    @staticmethod
+    def _full(size: int) -> int:
+        """With two empty blocks at the end, filled up to a whole record, as `tarfile` does."""
+        return -(-(size + 2 * tarfile.BLOCKSIZE) // tarfile.RECORDSIZE) * tarfile.RECORDSIZE
 
 
-class _Digested(io.RawIOBase):
-    """A new file that is hashed while it is written."""
-
-    def __init__(self, path: Path) -> None:
-        self.digest = hashlib.sha256()
-        self._file = open(path, "wb", buffering=1 << 20)  # noqa: SIM115  (closed by `close`)
-
-    def write(self, data: Any) -> int:
-        self.digest.update(data)
-        return self._file.write(data)
-
-    def tell(self) -> int:
-        return self._file.tell()
-
-    def sync(self) -> None:
-        """Bring it to the disk: a name that appears must not stand for less after a power failure."""
-        self._file.flush()
-        os.fsync(self._file.fileno())
-
-    def close(self) -> None:
-        if not self.closed:
-            self._file.close()
-        super().close()
+def pack(key: str, members: Iterable[tuple[str, bytes]]) -> bytes:
+    """A sample as it lies in a tar: for each extension and content a header and the content, in whole blocks."""
+    parts: list[bytes] = []
+    for extension, data in members:
+        # A fresh TarInfo has owner 0, no owner name and time 0.
+        info = tarfile.TarInfo(f"{key}.{extension}")
+        info.size = len(data)
+        header = info.tobuf(tarfile.PAX_FORMAT, "utf-8", "surrogateescape")
+        parts += [header, data, bytes(-len(data) % tarfile.BLOCKSIZE)]
+    return b"".join(parts)
 
 
 def write_shard(path: str | Path, samples: Iterable[Mapping[str, Any]]) -> int:
@@ -131,7 +125,7 @@ def write_shard(path: str | Path, samples: Iterable[Mapping[str, Any]]) -> int:
                 raise ConfigError(f"{path}: sample '{key}' has no members")
             seen.add(key)
             where = f"{path}: sample '{key}'"
-            shard.add(key, [(e, encode_member(e, v, where)) for e, v in sample.items() if e != "__key__"])
+            shard.add(pack(key, [(e, encode_member(e, v, where)) for e, v in sample.items() if e != "__key__"]))
     return len(seen)
 
 
@@ -168,13 +162,6 @@ def encode_member(extension: str, value: Any, where: str) -> bytes:
         np.save(buffer, value, allow_pickle=False)
         return buffer.getvalue()
     raise ConfigError(f"{where}: a value of type {type(value).__name__} cannot be written as '{extension}'")
-
-
-def _header(key: str, extension: str, data: bytes) -> tarfile.TarInfo:
-    # A fresh TarInfo has owner 0, no owner name and time 0.
-    info = tarfile.TarInfo(f"{key}.{extension}")
-    info.size = len(data)
-    return info
 
 
 def _picture(form: str, image: Image.Image) -> bytes:

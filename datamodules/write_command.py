@@ -7,6 +7,8 @@ from argparse import ArgumentParser, ArgumentTypeError, Namespace
 from collections import Counter
 from pathlib import Path
 
+from tqdm import tqdm
+
 from mmcl.datamodules.writing import Columns, Options, Recipe, write_set
 
 HELP = "make shards out of a folder, tables, a saved data set or other shards"
@@ -35,7 +37,8 @@ def add_arguments(parser: ArgumentParser) -> None:
     add("--classes", choices=("auto", "folders", "none"), default="auto", help="whether folders are classes")
     add("--class_names", metavar="FILE", help="one name a line, in the order of the labels (default: sorted)")
     add("--split", type=_shares, default={}, metavar="NAME=SHARE,...", help="such as train=0.9,test=0.1")
-    add("--seed", type=int, default=0, help="of the split (default: %(default)s)")
+    add("--shuffle", action="store_true", help="write in a random order; holds the list of rows in memory")
+    add("--seed", type=int, default=0, help="of the split and the order (default: %(default)s)")
     add("--split_by", metavar="COLUMN", help="rows with the same value stay on one side")
     add("--split_by_key", metavar="REGEX", help="rows in whose keys it matches the same stay on one side")
     add("--split_from", metavar="COLUMN", help="column with the name of the split")
@@ -59,7 +62,7 @@ def run(arguments: Namespace) -> int:
     recipe = Recipe(**{name: given.pop(name) for name in Recipe.__dataclass_fields__})
     restart = given.pop("restart")
     fields = {name: given[name] for name in Options.__dataclass_fields__ if name in given}
-    made = write_set(Options(sources, columns=columns, recipe=recipe, **fields), restart)
+    made = write_set(Options(sources, columns=columns, recipe=recipe, **fields), restart, tqdm.write)
     for name, split in made["splits"].items():
         print(f"{name}: {split['samples']} samples, {split['bytes'] / 1e6:.1f} MB, {split['shards']} shards")
     if made["class_names"]:

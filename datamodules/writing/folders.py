@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Iterator
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from mmcl.datamodules.decode import AUDIO, IMAGES
 from mmcl.datamodules.writing.options import Kind, Options
@@ -61,7 +61,7 @@ class FolderSource:
         for path in self._files:
             stem, extension, parts = _stem(path), _extension(path), path.split("/")
             fault = "" if extension in KNOWN[self.kind] else f"shards hold no .{extension}; convert it"
-            members: dict[str, File] = {member: File(str(self.root / path))}
+            members: dict[str, File] = {member: File(f"{self.root}/{path}")}
             if self._captions:
                 caption = self._captions.get(stem)
                 if caption is None:
@@ -71,7 +71,7 @@ class FolderSource:
             if self._classes and len(parts) == 1:
                 fault = fault or "it lies in no class folder"
             label = parts[0] if self._classes else None
-            yield Row(stem.replace(".", "_"), str(self.root / path), members, label, fault=fault)
+            yield Row(stem.replace(".", "_"), f"{self.root}/{path}", members, label, fault=fault)
         for stem in self._lost:
             place = str(self.root / self._captions[stem])
             yield Row(stem.replace(".", "_"), place, fault=f"it is a caption, but there is no file of kind {self.kind}")
@@ -123,8 +123,9 @@ def _kind(folder: str, by_extension: Counter[str]) -> Kind:
 
 
 def _extension(path: str) -> str:
-    return PurePosixPath(path).suffix[1:].lower()
+    return path[len(_stem(path)) + 1 :].lower()
 
 
 def _stem(path: str) -> str:
-    return path[: len(path) - len(PurePosixPath(path).suffix)]
+    dot = path.rfind(".")
+    return path[:dot] if dot > path.rfind("/") + 1 else path

@@ -80,6 +80,7 @@ class Journal:
             if restart:
                 for entry in entries:
                     (self.folder / entry.name).unlink(missing_ok=True)
+                    (self.folder / f"{entry.name}.index").unlink(missing_ok=True)
                 (self.folder / MANIFEST).unlink(missing_ok=True)
                 entries = []
             self.keep(self._sound(entries))

@@ -70,11 +70,12 @@ class Options:
         samples_per_shard: at most so many.
         megabytes_per_shard: at most so large, in millions of bytes of the tar; one sample is always taken. The default
             keeps a shard small enough to fetch and large enough that a set of 100 TB has 200,000.
+        shuffle: whether samples are written in a random order; the rows, not their content, are then held in memory.
         split: name -> share; shares add up to 1. Empty writes one set, or the source's own splits.
         split_by: column whose value is the identity that is on one side only.
         split_by_key: pattern; what its first group (or all of it) matches in the key is that identity.
         split_from: column that holds the name of the split.
-        seed: of the split.
+        seed: of the split and the order.
         workers: processes that read and encode; 0 does it in this one. It does not change a byte.
         max_bad: rows that may be left out.
         licence: of the data, for the manifest.
@@ -90,6 +91,7 @@ class Options:
     recipe: Recipe = field(default_factory=Recipe)
     samples_per_shard: int = 10_000
     megabytes_per_shard: float = 500.0
+    shuffle: bool = False
     split: Mapping[str, float] = field(default_factory=dict)
     split_by: str | None = None
     split_by_key: str | None = None

@@ -6,7 +6,7 @@ import array
 import hashlib
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -14,15 +14,17 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from mmcl.datamodules.order import mix, shuffled
 from mmcl.datamodules.write import key_fault
 from mmcl.datamodules.writing.options import Options
 from mmcl.datamodules.writing.rows import Row, RowSource
-from mmcl.errors import ConfigError
+from mmcl.errors import ConfigError, RunError
 
 LEFT_OUT = -1
 ONLY = "shard"
 """What the shards are called where there is one split."""
 
+_WHOLE = re.compile(r"-?\d{1,9}")
 _SPLIT = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]*")
 
 
@@ -54,9 +56,26 @@ class Plan:
     digest: str
     _labels: Mapping[str, int] = field(default_factory=dict)
 
-    def rows(self, source: RowSource, split: int) -> Iterator[tuple[int, Row]]:
-        """Number and row of all rows of a split, in the order of the source."""
-        return ((n, row) for n, row in enumerate(source.rows()) if self.owner[n] == split)
+    def rows(self, source: RowSource, split: int, options: Options) -> Iterator[tuple[int, Row]]:
+        """Number and row of all rows of a split, in the order in which they are written.
+
+        Raises:
+            RunError: the source has another number of rows by now.
+        """
+        rows = ((n, row) for n, row in self._all(source) if self.owner[n] == split)
+        if not options.shuffle:
+            return rows
+        held = list(rows)
+        return (held[i] for i in shuffled(np.arange(len(held)), mix(options.seed, split)))
+
+    def _all(self, source: RowSource) -> Iterator[tuple[int, Row]]:
+        number = -1
+        for number, row in enumerate(source.rows()):
+            if number == len(self.owner):
+                break
+            yield number, row
+        if number != len(self.owner) - 1:
+            raise RunError("the rows of the source changed while they were read; run the command again")
 
     def size(self, split: int) -> int:
         """How many rows a split has."""
@@ -64,9 +83,7 @@ class Plan:
 
     def label(self, row: Row) -> int | None:
         """The number of a row's class."""
-        if row.label is None or isinstance(row.label, int):
-            return row.label
-        return self._labels[row.label] if self._labels else int(row.label)
+        return None if row.label is None else _number(row.label, self._labels)
 
 
 def make_plan(source: RowSource, options: Options) -> Plan:
@@ -80,6 +97,7 @@ def make_plan(source: RowSource, options: Options) -> Plan:
         ConfigError: there are no rows, labels are partly numbers and partly names, or the source has too many splits.
     """
     known = _known_classes(source, options)
+    numbers = {name: i for i, name in enumerate(known)}
     splits, preset = list(options.split), not options.split
     owner, keys, digest = array.array("h"), bytearray(), hashlib.sha256()
     labels: Counter[str | int] = Counter()
@@ -89,7 +107,7 @@ def make_plan(source: RowSource, options: Options) -> Plan:
         digest.update(
             repr((row.key, row.members, row.label, row.identity, row.split, row.fault)).encode("utf-8", "replace")
         )
-        fault = row.fault or key_fault(row.key) or _class_fault(row.label, known)
+        fault = row.fault or key_fault(row.key) or _class_fault(row.label, numbers)
         name = ""
         if not fault:
             name, fault = _side(row, options)
@@ -110,8 +128,8 @@ def make_plan(source: RowSource, options: Options) -> Plan:
     bad += _duplicates(source, np.frombuffer(bytes(keys), "<u8").reshape(-1, 2), owners)
     names = known or _found_classes(labels)
     digest.update(repr(names).encode("utf-8", "replace"))
-    mapping = {name: i for i, name in enumerate(names)}
-    return Plan(splits, owners, sorted(bad), names, digest.hexdigest(), mapping)
+    numbers = {name: i for i, name in enumerate(names)}
+    return Plan(splits, owners, sorted(bad), names, digest.hexdigest(), numbers)
 
 
 def split_of(identity: str, shares: Mapping[str, float], seed: int) -> str:
@@ -176,18 +194,26 @@ def _known_classes(source: RowSource, options: Options) -> list[str]:
     return names
 
 
-def _class_fault(label: str | int | None, known: Sequence[str]) -> str:
-    if label is None or not known:
+def _number(label: str | int, names: Mapping[str, int]) -> int | None:
+    """The number of a class: that of its name, or the number that it is; None for a name that is not known."""
+    if isinstance(label, str) and label in names:
+        return names[label]
+    return int(label) if isinstance(label, int) or _WHOLE.fullmatch(label) else None
+
+
+def _class_fault(label: str | int | None, names: Mapping[str, int]) -> str:
+    if label is None or not names:
         return ""
-    if isinstance(label, int):
-        return "" if 0 <= label < len(known) else f"its label {label} is none of the {len(known)} classes"
-    return "" if label in known else f"its class '{label}' is none of the {len(known)} class names"
+    number = _number(label, names)
+    if number is None:
+        return f"its class '{label}' is none of the {len(names)} class names"
+    return "" if 0 <= number < len(names) else f"its label {number} is none of the {len(names)} classes"
 
 
 def _found_classes(labels: Counter[str | int]) -> list[str]:
     """Sorted names; none where all labels are whole numbers, which then are the classes."""
     texts = sorted(label for label in labels if isinstance(label, str))
-    if all(re.fullmatch(r"\d{1,9}", text) for text in texts):
+    if all(_WHOLE.fullmatch(text) for text in texts):
         return []
     numbers = next((label for label in labels if isinstance(label, int)), None)
     if numbers is not None:

@@ -55,7 +55,7 @@ class TableSource:
         self.unused = Counter(self._columns.unused)
 
     def _check_parquet(self) -> None:
-        for path in self._paths if self._paths[0].suffix == ".parquet" else ():
+        for path in (path for path in self._paths if path.suffix == ".parquet"):
             schema = _open_parquet(path).schema_arrow
             for field in {"image", "audio"} & self._columns.of.keys():
                 form = str(schema.field(self._columns.of[field]).type)

@@ -21,7 +21,7 @@ from mmcl.datamodules.writing.journal import Entry, Journal
 from mmcl.datamodules.writing.options import Options, Recipe
 from mmcl.datamodules.writing.plan import Bad, Plan, make_plan
 from mmcl.datamodules.writing.rows import BadRow, Row, RowSource
-from mmcl.datamodules.writing.sample import Members, make_members
+from mmcl.datamodules.writing.sample import make_sample
 from mmcl.datamodules.writing.sources import open_source
 from mmcl.datamodules.writing.workers import ordered_map
 from mmcl.errors import ConfigError, RunError
@@ -32,16 +32,17 @@ FORMAT = "mmcl.shards/1"
 HOPELESS = 100
 """So many bad rows and no good one have one cause, such as a wrong folder; going on would tell no more."""
 
-Made = tuple[int, Row, Members | str]
-"""Number of a row, the row, and its members or why there are none."""
+Made = tuple[int, Row, bytes | str]
+"""Number of a row, the row without its members, and the packed sample or why there is none."""
 
 
-def write_set(options: Options, restart: bool = False) -> dict[str, Any]:
+def write_set(options: Options, restart: bool = False, say: Callable[[str], None] = print) -> dict[str, Any]:
     """Write a whole set. The bytes of its files depend on source and options alone, not on workers or interruptions.
 
     Args:
         options: what to write, and where.
         restart: take away what an earlier call wrote into the same folder.
+        say: receives a line for each finished shard.
 
     Returns:
         The manifest, which lies beside the shards as ``manifest.json``.
@@ -59,17 +60,19 @@ def write_set(options: Options, restart: bool = False) -> dict[str, Any]:
     journal = Journal(options.to, _identity(source, plan, options))
     try:
         with journal.locked(restart):
-            return _write(source, plan, journal, options)
+            return _write(source, plan, journal, options, say)
     except OSError as error:
         raise RunError(f"{options.to}: {error.strerror or error}; mend it and run the same command again") from error
 
 
-def _write(source: RowSource, plan: Plan, journal: Journal, options: Options) -> dict[str, Any]:
+def _write(
+    source: RowSource, plan: Plan, journal: Journal, options: Options, say: Callable[[str], None]
+) -> dict[str, Any]:
     (options.to / MANIFEST).unlink(missing_ok=True)
     _check_bad(options, plan, plan.bad, "")
     if len(_bad(plan, journal)) > options.max_bad:
         _look_again(source, plan, journal, options.recipe)
-    _write_splits(source, plan, journal, options)
+    _write_splits(source, plan, journal, options, say)
     _check_bad(options, plan, _bad(plan, journal), "")
     manifest = _manifest(source, plan, journal, options)
     if plan.class_names:
@@ -87,21 +90,25 @@ def _identity(source: RowSource, plan: Plan, options: Options) -> dict[str, Any]
 
 def _make(numbered: tuple[int, Row], plan_label: Callable[[Row], int | None], recipe: Recipe) -> Made:
     number, row = numbered
+    made: bytes | str
     try:
-        return number, row._replace(members={}), make_members(row, plan_label(row), recipe)
+        made = make_sample(row, plan_label(row), recipe)
     except BadRow as fault:
-        return number, row._replace(members={}), str(fault)
+        made = str(fault)
+    return number, row._replace(members={}), made
 
 
-def _write_splits(source: RowSource, plan: Plan, journal: Journal, options: Options) -> None:
+def _write_splits(
+    source: RowSource, plan: Plan, journal: Journal, options: Options, say: Callable[[str], None]
+) -> None:
     total = sum(plan.size(split) for split in range(len(plan.splits)))
     done = {name: max((e.upto for e in journal.entries if e.split == name), default=0) for name in plan.splits}
     with tqdm(total=total, initial=sum(done.values()), unit="rows", disable=None) as bar:
         for split, name in enumerate(plan.splits):
-            rows = islice(plan.rows(source, split), done[name], None)
+            rows = islice(plan.rows(source, split, options), done[name], None)
             job = partial(_make, plan_label=plan.label, recipe=options.recipe)
             bar.set_description(name)
-            writer = _SplitWriter(name, done[name], plan, journal, options)
+            writer = _SplitWriter(name, done[name], plan, journal, options, say)
             with closing(ordered_map(job, rows, options.workers)) as results:
                 writer.write(_shown(results, bar))
 
@@ -115,24 +122,27 @@ def _shown(results: Iterator[Made], bar: Any) -> Iterator[Made]:
 class _SplitWriter:
     """Cuts the samples of a split into shards and records each one."""
 
-    def __init__(self, name: str, done: int, plan: Plan, journal: Journal, options: Options) -> None:
-        self._name, self._plan, self._journal, self._options = name, plan, journal, options
+    def __init__(
+        self, name: str, done: int, plan: Plan, journal: Journal, options: Options, say: Callable[[str], None]
+    ) -> None:
+        self._name, self._plan, self._journal, self._options, self._say = name, plan, journal, options, say
         self._number = sum(entry.split == name for entry in journal.entries)
         self._upto = done
         self._bad: list[Bad] = []
         self._limit = options.megabytes_per_shard * 1e6
 
     def write(self, results: Iterator[Made]) -> None:
-        held: Made | None = self._next(results)
+        held = self._next(results)
         while held is not None:
             path = self._options.to / f"{self._name}-{self._number:06d}.tar"
             with ShardFile(path) as shard:
                 while held is not None and self._fits(shard, held):
-                    self._add(shard, held)
+                    shard.add(held)
                     held = self._next(results)
             assert shard.written is not None
             upto = self._upto - (held is not None)  # the sample that did not fit is for the next shard
             self._journal.add(Entry(path.name, self._name, *shard.written, upto, tuple(self._bad)))
+            self._say(f"{path.name}: {shard.samples} samples, {shard.bytes / 1e6:.1f} MB")
             self._bad = []
             self._number += 1
         if not self._number:
@@ -141,27 +151,23 @@ class _SplitWriter:
             first = f" (the first: {bad[0].place}: {bad[0].reason})" if bad else ""
             raise RunError(f"no row of split '{self._name}' can be used{first}; see {self._options.to / BAD}")
 
-    def _next(self, results: Iterator[Made]) -> Made | None:
-        """The next row that can be used."""
-        for number, row, members in results:
+    def _next(self, results: Iterator[Made]) -> bytes | None:
+        """The next sample."""
+        for number, row, made in results:
             self._upto += 1
-            if not isinstance(members, str):
-                return number, row, members
-            self._bad.append(Bad(number, row.place, row.key, members))
+            if isinstance(made, bytes):
+                return made
+            self._bad.append(Bad(number, row.place, row.key, made))
             if not self._number and self._upto == len(self._bad) == HOPELESS:
-                _check_bad(self._options, self._plan, [*self._plan.bad, *self._bad], " before any good one was found")
+                bad = [*self._plan.bad, *self._bad]
+                _check_bad(self._options, self._plan, bad, " before any good one was found")
         return None
 
-    def _fits(self, shard: ShardFile, made: Made) -> bool:
+    def _fits(self, shard: ShardFile, packed: bytes) -> bool:
         if shard.samples == 0:
             return True
-        assert not isinstance(made[2], str)
         full = shard.samples == self._options.samples_per_shard
-        return not full and shard.size_with(made[1].key, made[2]) <= self._limit
-
-    def _add(self, shard: ShardFile, made: Made) -> None:
-        assert not isinstance(made[2], str)
-        shard.add(made[1].key, made[2])
+        return not full and shard.size_with(packed) <= self._limit
 
 
 def _look_again(source: RowSource, plan: Plan, journal: Journal, recipe: Recipe) -> None:

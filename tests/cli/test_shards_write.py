@@ -28,7 +28,9 @@ def test_a_folder_becomes_a_set(birds: Path, mmcl: Callable[..., Any]) -> None:
     told = json.loads((birds / "out" / "manifest.json").read_text())
     assert told["samples"] == 12 and told["licence"] == "CC0-1.0" and told["class_names"] == ["robin", "wren"]
     assert all(split["samples"] % 2 == 0 for split in told["splits"].values())  # number i of both birds is on one side
-    assert answer.out.startswith(f"train: {told['splits']['train']['samples']} samples, 0.0 MB, 1 shards")
+    first = told["shards"][0]
+    assert answer.out.startswith(f"{first['name']}: {first['samples']} samples, 0.0 MB\n")
+    assert f"\ntrain: {told['splits']['train']['samples']} samples, 0.0 MB, 1 shards\n" in answer.out
     assert mmcl("shards", "index", "out/*.tar").out.splitlines()[-1] == "2 shards, 12 samples"
     assert mmcl("shards", "write", "birds", "--to", "out", *split).code == 2
 

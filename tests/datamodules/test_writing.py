@@ -13,6 +13,7 @@ import tarfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,7 +23,7 @@ from PIL import Image
 from mmcl.datamodules.write import ShardFile
 from mmcl.datamodules.writing import Columns, Options, Recipe, write_set
 from mmcl.datamodules.writing.journal import Journal
-from mmcl.datamodules.writing.plan import split_of
+from mmcl.datamodules.writing.plan import Plan, make_plan, split_of
 from mmcl.errors import ConfigError, RunError
 from mmcl.stream import Source
 
@@ -76,12 +77,20 @@ def keys(folder: Path, split: str) -> list[str]:
 
 
 def test_any_number_of_workers_gives_the_same_bytes(table: Path, tmp_path: Path) -> None:
-    asked = {"split": {"train": 0.7, "test": 0.3}, "recipe": Recipe(resize=6, encode="jpg")}
+    asked = {"split": {"train": 0.7, "test": 0.3}, "recipe": Recipe(resize=6, encode="jpg"), "shuffle": True}
     for workers in (0, 1, 3):
         write_set(options(table, tmp_path / str(workers), workers=workers, **asked))
     first = content(tmp_path / "0")
     assert first == content(tmp_path / "1") == content(tmp_path / "3")
     assert {"manifest.json", "classes.txt", "train-000000.tar", "test-000000.tar"} < first.keys()
+
+
+def test_shuffled_order_is_a_function_of_the_seed(table: Path, tmp_path: Path) -> None:
+    for name, seed in (("a", 1), ("b", 2)):
+        write_set(options(table, tmp_path / name, shuffle=True, seed=seed))
+    plain = [f"row-{i:08d}" for i in range(PAIRS)]
+    one, two = keys(tmp_path / "a", "shard"), keys(tmp_path / "b", "shard")
+    assert one != plain and one != two and sorted(one) == sorted(two) == plain
 
 
 def kill_at(target: type, name: str, call: int, after: bool) -> None:
@@ -110,7 +119,9 @@ def test_a_killed_writing_goes_on(
     table: Path, tmp_path: Path, target: type, name: str, call: int, after: bool, workers: int
 ) -> None:
     (table.parent / "pictures" / "9.png").write_bytes(b"")
-    asked = options(table, tmp_path / "out", split={"train": 0.7, "test": 0.3}, workers=workers, max_bad=1)
+    asked = options(
+        table, tmp_path / "out", split={"train": 0.7, "test": 0.3}, workers=workers, max_bad=1, shuffle=True
+    )
 
     def child() -> None:
         kill_at(target, name, call, after)
@@ -191,7 +202,7 @@ def test_bad_rows_are_counted_named_and_refused(table: Path, tmp_path: Path) -> 
         ("row-00000007", "9"),
         ("row-00000011", "13"),
     ]
-    assert "cannot be decoded" in named[1]["reason"] and "no picture" in named[2]["reason"]
+    assert "cannot be decoded" in named[1]["reason"] and "no JPEG, PNG or WebP" in named[2]["reason"]
     assert not (out / "manifest.json").exists()
     before = {path: path.stat().st_mtime_ns for path in out.glob("*.tar")}
     manifest = write_set(options(table, out, max_bad=3))  # accepted: nothing is written again
@@ -218,8 +229,21 @@ def test_a_wrong_folder_stops_early(tmp_path: Path) -> None:
         write_set(options(tmp_path / "pairs.csv", tmp_path / "out", max_bad=1000))
 
 
+def test_a_table_that_changes_meanwhile_is_an_error(
+    table: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def then_cut(*arguments: Any) -> Plan:
+        plan = make_plan(*arguments)
+        table.write_text("".join(table.read_text().splitlines(keepends=True)[:-3]))
+        return plan
+
+    monkeypatch.setattr("mmcl.datamodules.writing.writer.make_plan", then_cut)
+    with pytest.raises(RunError, match="the rows of the source changed while they were read"):
+        write_set(options(table, tmp_path / "out"))
+
+
 def test_a_dead_worker_is_an_error(table: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mmcl.datamodules.writing.writer.make_members", lambda *_: os._exit(9))
+    monkeypatch.setattr("mmcl.datamodules.writing.writer.make_sample", lambda *_: os._exit(9))
     with pytest.raises(RunError, match="a worker process died"):
         write_set(options(table, tmp_path / "out", workers=2))
 
