@@ -61,6 +61,10 @@ class Pool:
         """(N,) bytes of what is read of each sample."""
         return np.concatenate([reader.sizes() for reader in self.readers])
 
+    def fetched_sizes(self) -> list[int]:
+        """Bytes of each shard in the cache; 0 of a local one."""
+        return [size for reader in self.readers for size in reader.fetched_sizes()]
+
     @property
     def ordered(self) -> bool:
         """Whether the samples are taken as they lie."""

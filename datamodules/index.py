@@ -96,6 +96,12 @@ class ShardIndex:
                 found[owner[rows]] = rows
         return found
 
+    def equals(self, other: ShardIndex) -> bool:
+        """Whether two indexes say the same of all samples."""
+        return (self.extensions, self.keys) == (other.extensions, other.keys) and all(
+            np.array_equal(getattr(self, name), getattr(other, name)) for name in _COLUMNS
+        )
+
     def _member(self, m: int) -> Member:
         name = self.extensions[int(self.extension[m])]
         return Member(name, int(self.block[m]) * BLOCK, int(self.size[m]), int(self.crc[m]), int(self.value[m]))
@@ -111,7 +117,7 @@ def load_index(shard: str) -> ShardIndex:
     stamp = _stamp(shard)
     places = index_places(shard)
     for place in places:
-        index = _read(place, stamp)
+        index = read_index(place, stamp)
         if index is not None:
             return index
     if any(os.path.isfile(place) for place in places):
@@ -121,7 +127,7 @@ def load_index(shard: str) -> ShardIndex:
     logger.debug("indexing %s", shard)
     index = make_index(scan(shard))
     check_manifest(shard, len(index))
-    if not any(_write(place, stamp, index) for place in places):
+    if not any(write_index(place, stamp, index) for place in places):
         logger.warning("the index of %s could not be kept beside it nor in %s; it is rebuilt in every run", *places)
     return index
 
@@ -129,7 +135,7 @@ def load_index(shard: str) -> ShardIndex:
 def kept_index(shard: str) -> ShardIndex | None:
     """The index that was kept of a shard, if there is one and the shard has not changed since."""
     stamp = _stamp(shard)
-    return next((index for place in index_places(shard) if (index := _read(place, stamp)) is not None), None)
+    return next((index for place in index_places(shard) if (index := read_index(place, stamp)) is not None), None)
 
 
 def _stamp(shard: str) -> dict[str, int]:
@@ -168,7 +174,13 @@ def index_places(shard: str) -> tuple[Path, Path]:
     return Path(f"{shard}.index"), cache / "mmcl" / "index" / f"{name}.index"
 
 
-def _read(place: Path, stamp: dict[str, int]) -> ShardIndex | None:
+def read_index(place: Path, stamp: Mapping[str, int | str]) -> ShardIndex | None:
+    """The index in a file; None where there is none, or it is damaged, or says other things of its shard.
+
+    Args:
+        place: the file.
+        stamp: what it must say; ``size`` (bytes of the shard) is among it.
+    """
     try:
         with np.load(io.BytesIO(place.read_bytes()), allow_pickle=False) as file:
             header = json.loads(file["header"].tobytes())
@@ -176,7 +188,7 @@ def _read(place: Path, stamp: dict[str, int]) -> ShardIndex | None:
                 return None
             names, unused = tuple(header["extensions"]), dict(header["unused"])
             index = ShardIndex(names, file["keys"].tobytes(), unused, *(file[name] for name in _COLUMNS))
-            if not _fits(index, stamp["size"]):
+            if not _fits(index, int(stamp["size"])):
                 raise ValueError("its parts do not fit together")
             return index
     except FileNotFoundError:
@@ -201,7 +213,17 @@ def _fits(index: ShardIndex, size: int) -> bool:
     )
 
 
-def _write(place: Path, stamp: dict[str, int], index: ShardIndex) -> bool:
+def write_index(place: Path, stamp: Mapping[str, int | str], index: ShardIndex) -> bool:
+    """Keep an index in a file.
+
+    Args:
+        place: the file.
+        stamp: what is said of the shard, and compared when the index is read.
+        index: of the shard.
+
+    Returns:
+        Whether it could be written.
+    """
     header = json.dumps({**stamp, "extensions": index.extensions, "unused": dict(index.unused)}).encode()
     arrays: dict[str, Any] = {name: getattr(index, name) for name in _COLUMNS}
     arrays |= {"header": np.frombuffer(header, np.uint8), "keys": np.frombuffer(index.keys, np.uint8)}

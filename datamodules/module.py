@@ -11,6 +11,7 @@ from lightning.pytorch import LightningDataModule
 
 from mmcl.collate import collate as stack
 from mmcl.datamodules.bucket import BucketedOrder
+from mmcl.datamodules.cache import GIGABYTES, ShardCache, check_room
 from mmcl.datamodules.dataset import BAD, BatchDataset, Collate, Pool, Purpose, Transform
 from mmcl.datamodules.loader import BadSamples, StreamLoader
 from mmcl.datamodules.order import Order, derive
@@ -48,6 +49,8 @@ class StreamDataModule(LightningDataModule):
         bucket: the samples of so many consecutive training batches are sorted by the bytes of what is read of them and
             dealt out again, so that a batch holds recordings or texts of like length and little of it is padding. 1
             leaves the order as it is; sources that are `ordered` stay so.
+        cache_dir: folder for remote shards, on a local disk; None is ``shards`` in mmcl's cache.
+        cache_gb: bound of that folder (1e9 bytes).
 
     Raises:
         ConfigError: a number that cannot be.
@@ -63,6 +66,8 @@ class StreamDataModule(LightningDataModule):
         max_bad: float = 0.001,
         pin_memory: bool = False,
         bucket: int = 1,
+        cache_dir: str | None = None,
+        cache_gb: float = GIGABYTES,
     ) -> None:
         super().__init__()
         for name, value, least in (
@@ -80,6 +85,7 @@ class StreamDataModule(LightningDataModule):
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
         self.workers, self.window, self.pin_memory = workers, window, pin_memory
         self.bucket = bucket
+        self.cache = ShardCache(cache_dir, cache_gb)
         self.bad = BadSamples(max_bad)
         self._cut, self._seed = Cut(), 0
         self._transform: Transform | None = None
@@ -126,8 +132,10 @@ class StreamDataModule(LightningDataModule):
         """Open every source of the stream, and refuse what cannot work. Shards without an index get one here.
 
         Raises:
-            ConfigError: a missing or damaged shard; keys that are not found; labels without a class name; an empty
-                caption; a batch larger than a task, or one that devices and accumulation do not divide.
+            ConfigError: a missing or damaged shard; a cache too small for those that are read at a time; keys that are
+                not found; labels without a class name; an empty caption; a batch larger than a task, or one that
+                devices and accumulation do not divide.
+            RunError: a remote shard cannot be fetched.
         """
         self._check_divides(self.batch_size, "`batch_size`")
         for task in self.stream.tasks:
@@ -141,6 +149,8 @@ class StreamDataModule(LightningDataModule):
                 with _at(f"task '{task.name}'"):
                     self._open(source).check_captions()
             self.plan(task, task.mix)
+            pools = [self._pool(OWN, task.train, task), *(self._pool(s.name, [s], task) for s in task.mix)]
+            check_room(self.cache, [pool.fetched_sizes() for pool in pools], self.window, f"task '{task.name}'")
         for evalset in self.stream.evals:
             with _at(f"evaluation set '{evalset.name}'"):
                 reader = self._open(evalset.source)
@@ -217,6 +227,7 @@ class StreamDataModule(LightningDataModule):
         counts = {OWN: plan.own_per_batch, **plan.counts, **plan.side}
         names = [*plan.order, *plan.side]
         pools = [self._pool(name, by_name[name], task) for name in names]
+        check_room(self.cache, [pool.fetched_sizes() for pool in pools], self.window, f"task '{task.name}'")
         parts = [
             Part(i, self._order(pool, plan.side.get(name, self.batch_size)), counts[name], positions.get(name, 0))
             for i, (name, pool) in enumerate(zip(names, pools, strict=True))
@@ -302,7 +313,7 @@ class StreamDataModule(LightningDataModule):
             packed = self._packing
             self._readers[id(source)] = (
                 source,
-                SourceReader(source) if packed is None else PackedReader(source, packed),
+                SourceReader(source, self.cache) if packed is None else PackedReader(source, packed, self.cache),
             )
             if len(self._readers) > _KEPT_READERS:
                 self._readers.popitem(last=False)

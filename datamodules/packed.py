@@ -20,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mmcl import assets
+from mmcl.datamodules.cache import ShardCache
 from mmcl.datamodules.files import read_bytes
 from mmcl.datamodules.reader import SourceReader
 from mmcl.errors import ConfigError
@@ -46,16 +47,17 @@ class PackedReader:
     Args:
         source: what to read.
         packing: of the module.
+        cache: where remote shards are kept; None takes the default folder and bound.
 
     Raises:
         ConfigError: whatever `SourceReader` refuses; no texts, an empty document, one that is not UTF-8; a single
             token.
     """
 
-    def __init__(self, source: Source, packing: Packing) -> None:
+    def __init__(self, source: Source, packing: Packing, cache: ShardCache | None = None) -> None:
         self.source = source
         self.name = source.name
-        self._inner = SourceReader(source)
+        self._inner = SourceReader(source, cache)
         if "text" not in self._inner.present:
             raise ConfigError(
                 f"source '{self.name}': its samples have no text (txt, json); a language model reads documents"
@@ -92,6 +94,10 @@ class PackedReader:
         rows = np.frombuffer(data, np.uint32).reshape(-1, 2).astype(np.int64)
         owner, offset = self._begin(index)
         return {"__key__": f"{self._inner.key(owner)}+{offset}", "tokens": rows[:, 0], "bytes": rows[:, 1]}
+
+    def fetched_sizes(self) -> list[int]:
+        """None: blocks are read from the kept tokens."""
+        return []
 
     def sizes(self) -> npt.NDArray[np.int64]:
         """(N,) all alike: blocks are of one length."""

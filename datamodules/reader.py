@@ -10,10 +10,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from mmcl.datamodules.cache import ShardCache
 from mmcl.datamodules.decode import AUDIO, DECODERS, IMAGES, captions, decode, kind
-from mmcl.datamodules.files import read_bytes
-from mmcl.datamodules.index import Member, load_index
+from mmcl.datamodules.index import Member
 from mmcl.datamodules.oddities import note_oddities, refuse_copies
+from mmcl.datamodules.remote import is_remote, public
 from mmcl.datamodules.scan import NO_CAPTION, UNREADABLE
 from mmcl.datamodules.selection import chosen_keys, keep_keys, keep_labels
 from mmcl.datamodules.shards import expand_shards
@@ -43,18 +44,22 @@ class SourceReader:
 
     Args:
         source: what to read.
+        cache: where remote shards are kept; None takes the default folder and bound.
 
     Raises:
         ConfigError: a shard is missing or damaged, a key or a mapped label is not there, a sample lacks a member.
+        RunError: a remote shard cannot be fetched.
     """
 
-    def __init__(self, source: Source) -> None:
+    def __init__(self, source: Source, cache: ShardCache | None = None) -> None:
         self.source = source
         self.name = source.name
         self.fields = dict(STANDARD_FIELDS if source.fields is None else source.fields)
         _check_formats(self.fields, self.name)
-        self.paths = expand_shards(source.shards, source.name)
-        self._shards = [load_index(path) for path in self.paths]
+        self._cache = cache or ShardCache()
+        self._addresses = expand_shards(source.shards, source.name, remote=True)
+        self.paths = [public(address) if is_remote(address) else address for address in self._addresses]
+        self._shards = self._cache.indexes(self._addresses)
         refuse_copies(self.name, self.paths, self._shards)
         self._kept = [np.arange(len(shard)) for shard in self._shards]
         if source.labels is not None:
@@ -70,6 +75,10 @@ class SourceReader:
 
     def __len__(self) -> int:
         return int(self._begins[-1])
+
+    def fetched_sizes(self) -> list[int]:
+        """Bytes of each shard in the cache; 0 of a local one."""
+        return [self._cache.size(address) for address in self._addresses]
 
     def key(self, index: int) -> str:
         """Key of a sample."""
@@ -199,7 +208,7 @@ class SourceReader:
         )
 
     def _decode(self, index: int, shard: int, field: str, member: Member) -> Any:
-        data = read_bytes(self.paths[shard], member.offset, member.size)
+        data = self._cache.read(self._addresses[shard], member.offset, member.size)
         if zlib.crc32(data) != member.crc:  # costs a hundredth of decoding a picture
             raise BadSample(
                 f"{self.where(index)}: member '{member.extension}': its bytes changed after the shard was indexed"

@@ -1,4 +1,4 @@
-"""Shard lists: brace ranges and globs become paths, and only local paths pass."""
+"""Shard lists: brace ranges and globs become paths and URLs."""
 
 from __future__ import annotations
 
@@ -10,55 +10,56 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from mmcl.datamodules.manifest_check import MANIFEST, lost_shards
+from mmcl.datamodules.remote import check_address, identity, is_remote, matches, public, scheme
 from mmcl.errors import ConfigError
 
-_SCHEME = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]*):")
 _BRACES = re.compile(r"\{([^{}]*)\}")
 _RANGE = re.compile(r"^(\d+)\.\.(\d+)$")
 
 
-def expand_shards(shards: Sequence[str], source: str = "train", complete: bool = True) -> list[str]:
-    """Paths of all tar files that a shard list names, in its order.
+def expand_shards(
+    shards: Sequence[str], source: str = "train", complete: bool = True, remote: bool = False
+) -> list[str]:
+    """Paths of all tar files that a shard list names, in its order, and URLs of those that lie elsewhere.
 
     Args:
-        shards: paths with brace ranges (``a-{000..003}.tar``), alternatives (``{train,val}.tar``), globs or ``~``.
-            The matches of one glob are sorted.
+        shards: paths with brace ranges (``a-{000..003}.tar``), alternatives (``{train,val}.tar``), globs or ``~``, and
+            URLs with brace ranges, or with globs where the store lists files. The matches of one glob are sorted.
         source: name of the source, for messages.
         complete: refuse a glob that finds fewer shards than the manifest beside them lists under it.
+        remote: let URLs pass. Whether there is such a file is seen when it is opened.
 
     Raises:
-        ConfigError: a URL instead of a path, a missing file, a glob without matches, or a shard named twice.
+        ConfigError: a URL that is not taken, a missing file, a glob without matches, or a shard named twice.
     """
     paths: list[str] = []
     for pattern in shards:
-        refuse_urls(pattern, source)
-        for path in _braces(os.path.expanduser(pattern)):
-            paths.extend(_files(path, source, complete))
-    seen: dict[tuple[int, int], str] = {}
+        if scheme(pattern) is None:
+            for path in _braces(os.path.expanduser(pattern)):
+                paths.extend(_files(path, source, complete))
+            continue
+        check_address(pattern, source)
+        if not remote:
+            raise ConfigError(f"source '{source}': '{public(pattern)}' is not local; only local shards are looked into")
+        for address in _braces(pattern):
+            # In the address of a web server a question mark begins the query.
+            magic = glob.has_magic(address.partition("?")[0] if scheme(address) in ("http", "https") else address)
+            paths.extend(matches(address, source) if magic else [address])
+    seen: dict[object, str] = {}
     for path in paths:
-        stat = os.stat(path)
-        first = seen.setdefault((stat.st_dev, stat.st_ino), path)
+        first = seen.setdefault(_which(path), path)
         if first is not path:
-            name = "" if first == path else f", also as {first}"
-            raise ConfigError(f"source '{source}': shard {path} is listed twice{name}")
+            name = "" if first == path else f", also as {public(first)}"
+            raise ConfigError(f"source '{source}': shard {public(path)} is listed twice{name}")
     return paths
 
 
-def refuse_urls(path: str, source: str) -> None:
-    """Let only local paths pass.
-
-    Raises:
-        ConfigError: `path` is a command (``pipe:``) or has a URL scheme.
-    """
-    match = _SCHEME.match(path)
-    if match is None:
-        return
-    if match.group(1).lower() == "pipe":
-        raise ConfigError(f"source '{source}': '{path}' would run a shell command; give the path of a local tar file")
-    raise ConfigError(
-        f"source '{source}': '{path}' has the URL scheme '{match.group(1)}:'; only local shards are supported: "
-        "download it and give the path"
-    )
+def _which(path: str) -> object:
+    """What two names of one file have in common."""
+    if is_remote(path):
+        return identity(path)
+    stat = os.stat(path)
+    return stat.st_dev, stat.st_ino
 
 
 def _braces(pattern: str) -> Iterator[str]:

@@ -44,6 +44,8 @@ NOT_IDENTITY = (
     "data.workers",
     "data.pin_memory",
     "data.eval_batch_size",
+    "data.cache_dir",
+    "data.cache_gb",
     *(
         f"trainer.{key}"
         for key in [

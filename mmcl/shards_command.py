@@ -8,6 +8,7 @@ from importlib import import_module
 ACTIONS = {
     "write": "mmcl.datamodules.write_command",
     "index": "mmcl.datamodules.index_command",
+    "fetch": "mmcl.datamodules.fetch_command",
     "lint": "mmcl.datamodules.lint_command",
     "show": "mmcl.datamodules.show_command",
 }
