@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mmcl import assets
-from mmcl.datamodules.eviction import Room
+from mmcl.datamodules.eviction import Room, amount
 from mmcl.datamodules.faults import REMAKE
 from mmcl.datamodules.files import read_bytes
 from mmcl.datamodules.index import FORMAT, ShardIndex, load_index, make_index, read_index, write_index
@@ -201,8 +201,8 @@ class ShardCache:
         """Make a version of a shard known. What is there of another one goes."""
         if version.size > self.limit:
             raise ConfigError(
-                f"shard {public(entry.address)} has {_gb(version.size)} GB, but the cache may have "
-                f"{_gb(self.limit)}: raise data.cache_gb"
+                f"shard {public(entry.address)} has {amount(version.size)}, but the cache may have "
+                f"{amount(self.limit)}: raise data.cache_gb"
             )
         with _writable(self.folder):
             entry.file("data").unlink(missing_ok=True)
@@ -284,7 +284,7 @@ class ShardCache:
         """Fetch a shard, check it, and give it its name: an open and locked descriptor, and its index."""
         part = entry.part(version)
         room = Room(self.folder, self.limit, self.release)
-        logger.info("fetching %s (%s GB)", public(entry.address), _gb(version.size))
+        logger.info("fetching %s (%s)", public(entry.address), amount(version.size))
         for last in (False, True):
             with _writable(self.folder):
                 room.make(part, version.size)
@@ -338,8 +338,8 @@ def check_room(cache: ShardCache, shards: Sequence[Sequence[int]], window: int, 
     needed = sum(sum(sorted(sizes)[-window:]) for sizes in shards)
     if needed > cache.limit:
         raise ConfigError(
-            f"{where}: the remote shards that are read at a time (data.window {window}) have {_gb(needed)} GB, but the "
-            f"cache may have {_gb(cache.limit)}: raise data.cache_gb or lower data.window"
+            f"{where}: the remote shards that are read at a time (data.window {window}) have {amount(needed)}, but the "
+            f"cache may have {amount(cache.limit)}: raise data.cache_gb or lower data.window"
         )
 
 
@@ -364,10 +364,6 @@ def _write(place: Path, content: bytes) -> None:
     temporary = place.with_name(f"{place.name}.{os.getpid()}.{threading.get_ident()}")
     temporary.write_bytes(content)
     temporary.replace(place)
-
-
-def _gb(size: int) -> str:
-    return f"{size / 1e9:.3g}"
 
 
 @contextmanager

@@ -20,6 +20,16 @@ _PART = re.compile(r"\.(\d+)-[0-9a-f]+\.part$")
 _PAUSE = 0.05
 
 
+def amount(size: int) -> str:
+    """Bytes in a unit that a person reads."""
+    number, units = float(size), iter(("B", "kB", "MB", "GB"))
+    for unit in units:
+        if number < 1000:
+            return f"{number:.3g} {unit}"
+        number /= 1000
+    return f"{number:.3g} TB"
+
+
 @dataclass(frozen=True)
 class _Item:
     """Data, or data on their way: bytes that they have or will have, and when they were last used."""
@@ -80,17 +90,17 @@ class Room:
             have = part.stat().st_size if part.exists() else 0
             if (free := shutil.disk_usage(self._folder).free) < size - have:
                 raise RunError(
-                    f"the cache {self._folder} has {free / 1e9:.3g} GB free on its disk and needs "
-                    f"{(size - have) / 1e9:.3g}; make room there, or set data.cache_dir to another disk"
+                    f"the cache {self._folder} has {amount(free)} free on its disk and needs {amount(size - have)}; "
+                    "make room there, or set data.cache_dir to another disk"
                 )
             if self._lacks(kept, size, part):
                 if any(_PART.search(item.path.name) for item in kept):
                     part.unlink(missing_ok=True)  # it would look like one on its way, and others would wait for it
                     return False
                 logger.warning(
-                    "the cache %s grows to %.3g GB, beyond its bound of %.3g: running processes read all that is in "
-                    "it; raise data.cache_gb",
-                    *(self._folder, (sum(item.size for item in kept) + size) / 1e9, self._limit / 1e9),
+                    "the cache %s grows to %s, beyond its bound of %s: running processes read all that is in it; "
+                    "raise data.cache_gb",
+                    *(self._folder, amount(sum(item.size for item in kept) + size), amount(self._limit)),
                 )
             part.touch()
             return True

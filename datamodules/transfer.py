@@ -139,6 +139,8 @@ def _fault(error: Exception) -> str:
         return f"HTTP {error.status} {error.message}".strip()
     if isinstance(error, TimeoutError):
         return "it timed out"
+    if isinstance(error, (aiohttp.ClientPayloadError, aiohttp.ServerDisconnectedError, ConnectionResetError)):
+        return "the connection was dropped"
     if isinstance(error, OSError) or package in _CLIENTS:
         return text or name
     raise error
@@ -233,7 +235,8 @@ async def _body(answer: aiohttp.ClientResponse, version: Version, file: FileIO) 
     _same(version, _version(answer), str(answer.url))
     match = _RANGE.match(answer.headers.get("Content-Range", ""))
     if answer.status != 206:
-        _cut(file)  # the server does not continue files
+        if file.tell():
+            _cut(file)  # the server does not continue files
     elif match is None or int(match.group(1) or -1) != file.tell():
         raise Fault(f"asked for the bytes from {file.tell()}, it sends others")
     async for piece in answer.content.iter_chunked(_PIECE):

@@ -10,6 +10,7 @@ from mmcl.stream import Budget, EvalSet, Source, Stream, Task
 @pytest.fixture(autouse=True)
 def _own_cache(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("MMCL_CACHE", str(tmp_path / "cache" / "mmcl"))
 
 
 def picture(number):

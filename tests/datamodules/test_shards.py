@@ -41,7 +41,7 @@ def test_relative_paths(folder, monkeypatch):
         (["PIPE:cat {0}/val.tar"], "would run a shell command"),
         (["https://example.org/a.tar"], "only local shards"),
         (["s3://bucket/a.tar"], "only local shards"),
-        (["file:{0}/val.tar"], "only local shards"),
+        (["file:{0}/val.tar"], "shards are read from local paths"),
     ],
 )
 def test_refuses(folder, patterns, message):
