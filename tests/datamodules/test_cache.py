@@ -286,7 +286,7 @@ def test_renewing(web: Web, make_cache: Callable[[float], ShardCache]) -> None:
     other.index(shard)
     new, done = cache.renew(shard)
     assert done == "renewed" and text(cache, shard, new) == "news 0 0"
-    with pytest.raises(RunError, match="was renewed in .* after this run had opened it"):
+    with pytest.raises(RunError, match=r"was renewed in .* after this run had opened it"):
         text(other, shard, old)
     (cache.folder / name_of(shard).folder / "a-0.tar.data").unlink()
     assert cache.renew(shard)[1] == "fetched"
