@@ -20,6 +20,8 @@ STORES: dict[str, tuple[str, str]] = {
     "memory": ("fsspec", ""),
 }
 """Scheme of an object store -> the package that reads it, and the extra of mmcl that installs it."""
+OPTIONS: dict[str, dict[str, Any]] = {"s3": {"config_kwargs": {"retries": {"total_max_attempts": 1}}}}
+"""What a store's client is told unless fsspec's configuration says otherwise: mmcl itself tries again."""
 WEB = ("http", "https")
 SCHEMES = (*WEB, *STORES)
 
@@ -128,7 +130,8 @@ def store(address: str) -> tuple[Any, str]:
     key = (os.getpid(), kind)
     if key not in _filesystems:
         try:
-            _filesystems[key] = fsspec.filesystem(kind, skip_instance_cache=True)
+            options = {**OPTIONS.get(kind, {}), **fsspec.config.conf.get(kind, {})}
+            _filesystems[key] = fsspec.filesystem(kind, skip_instance_cache=True, **options)
         except ImportError as error:
             raise ConfigError(
                 f"{kind}:// is read with {package}, which is not installed: pip install 'mmcl[{extra}]'"

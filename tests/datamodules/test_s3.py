@@ -33,6 +33,7 @@ def s3(server: S3, monkeypatch: pytest.MonkeyPatch) -> S3:
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     monkeypatch.setattr(remote, "_filesystems", {})  # the environment is read once
     monkeypatch.setattr(transfer, "WAITS", (0.01, 0.01))
+    monkeypatch.setattr("s3fs.S3FileSystem.retries", 1)  # each with a pause of its own
     server.requests.clear()
     server.faults.clear()
     return server

@@ -20,8 +20,8 @@ class S3:
     Attributes:
         url: where it answers.
         requests: (method, path, Range) of every request.
-        faults: how many of the next requests for data get an error, and which one: ``drop`` closes the connection in the
-            middle of the answer, a number is a status.
+        faults: what the next requests for data get instead of an answer: ``drop`` closes the connection in the middle
+            of it, a number is a status.
     """
 
     bucket = "shelf"
