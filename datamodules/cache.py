@@ -147,18 +147,17 @@ class ShardCache:
             RunError: see `index`.
         """
         entry = self._entry(shard)
-        self.index(shard)
         with entry.alone(), _named(shard):
-            version, found = ask(shard), self._known(entry)
-            changed = found is None or found.version != version
-            if found is None or changed:
-                self._manifests.discard(entry.home.name)
+            version, found, here = ask(shard), self._known(entry), entry.file("data").is_file()
+            done = "kept" if here else "fetched"
+            if found is None or found.version != version:
+                done = "renewed" if found else "fetched"
+                self._manifests.discard(entry.home.name if found else "")
                 found = self._open(entry, version)
-            self._versions[shard] = found.version
-            here = entry.file("data").is_file()
-            if not here:
-                os.close(self._bring(entry, found.version, found.index)[0])
-        return found.index, "renewed" if changed else "kept" if here else "fetched"
+            self._versions[shard] = version
+            if not entry.file("data").is_file():
+                os.close(self._bring(entry, version, found.index)[0])
+        return found.index, done
 
     def size(self, shard: str) -> int:
         """Bytes that an opened shard takes in the cache; 0 of a local one."""
