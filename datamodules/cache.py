@@ -9,23 +9,20 @@ what a living process reads. All locks end with their process. The least recentl
 from __future__ import annotations
 
 import fcntl
-import hashlib
-import json
 import logging
 import os
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 from mmcl import assets
+from mmcl.datamodules.cache_entry import Entry, Known, named, writable
 from mmcl.datamodules.eviction import Room, amount
 from mmcl.datamodules.faults import REMAKE
 from mmcl.datamodules.files import read_bytes
-from mmcl.datamodules.index import FORMAT, ShardIndex, load_index, make_index, read_index, write_index
+from mmcl.datamodules.index import FORMAT, ShardIndex, load_index, make_index, read_index
 from mmcl.datamodules.manifest_check import MANIFEST, difference, read_manifest
 from mmcl.datamodules.remote import beside, file_name, is_remote, name_of, public
 from mmcl.datamodules.scan import scan
@@ -36,42 +33,6 @@ logger = logging.getLogger("mmcl")
 
 GIGABYTES = 50.0
 _OPENERS = 8
-
-
-@dataclass(frozen=True, eq=False)
-class Known:
-    """A shard of which the cache has the index."""
-
-    version: Version
-    index: ShardIndex
-
-
-@dataclass(frozen=True)
-class Entry:
-    """The files of one shard."""
-
-    address: str
-    home: Path
-    name: str
-
-    def file(self, kind: str) -> Path:
-        """``data``, ``index``, ``record`` or ``lock``."""
-        return self.home / f"{self.name}.{kind}"
-
-    def part(self, version: Version) -> Path:
-        """What has arrived of a version. The name holds the size that it will have."""
-        tag = hashlib.blake2b(version.tag.encode(), digest_size=8).hexdigest()
-        return self.home / f"{self.name}.{version.size}-{tag}.part"
-
-    @contextmanager
-    def alone(self) -> Iterator[None]:
-        """One process at a time; the others wait."""
-        with _writable(self.home):
-            self.home.mkdir(parents=True, exist_ok=True)
-            lock = self.file("lock").open("w")
-        with lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            yield
 
 
 class ShardCache:
@@ -128,11 +89,11 @@ class ShardCache:
         if not is_remote(shard):
             return load_index(shard)
         entry = self._entry(shard)
-        found = self._known(entry)
+        found = entry.known()
         if found is None:
-            with entry.alone(), _named(shard):
+            with entry.alone(), named(shard):
                 # Another process may have fetched it while this one waited.
-                found = self._known(entry) or self._open(entry, ask(shard))
+                found = entry.known() or self._open(entry, ask(shard))
         self._versions[shard] = found.version
         return found.index
 
@@ -147,18 +108,17 @@ class ShardCache:
             RunError: see `index`.
         """
         entry = self._entry(shard)
-        self.index(shard)
-        with entry.alone(), _named(shard):
-            version, found = ask(shard), self._known(entry)
-            changed = found is None or found.version != version
-            if found is None or changed:
-                self._manifests.discard(entry.home.name)
+        with entry.alone(), named(shard):
+            version, found, here = ask(shard), entry.known(), entry.file("data").is_file()
+            done = "kept" if here else "fetched"
+            if found is None or found.version != version:
+                done = "renewed" if found else "fetched"
+                self._manifests.discard(entry.home.name if found else "")
                 found = self._open(entry, version)
-            self._versions[shard] = found.version
-            here = entry.file("data").is_file()
-            if not here:
-                os.close(self._bring(entry, found.version, found.index)[0])
-        return found.index, "renewed" if changed else "kept" if here else "fetched"
+            self._versions[shard] = version
+            if not entry.file("data").is_file():
+                os.close(self._bring(entry, version, found.index)[0])
+        return found.index, done
 
     def size(self, shard: str) -> int:
         """Bytes that an opened shard takes in the cache; 0 of a local one."""
@@ -192,11 +152,6 @@ class ShardCache:
         name = name_of(shard)
         return Entry(shard, self.folder / name.folder, name.file)
 
-    def _known(self, entry: Entry) -> Known | None:
-        version = _version(entry)
-        index = read_index(entry.file("index"), _stamp(version)) if version else None
-        return Known(version, index) if version and index is not None else None
-
     def _open(self, entry: Entry, version: Version) -> Known:
         """Make a version of a shard known. What is there of another one goes."""
         if version.size > self.limit:
@@ -204,10 +159,7 @@ class ShardCache:
                 f"shard {public(entry.address)} has {amount(version.size)}, but the cache may have "
                 f"{amount(self.limit)}: raise data.cache_gb"
             )
-        with _writable(self.folder):
-            entry.file("data").unlink(missing_ok=True)
-            entry.file("index").unlink(missing_ok=True)
-            entry.file("record").write_text(json.dumps({"url": public(entry.address), **version._asdict()}))
+        entry.begin(version)
         self._bring_manifest(entry)
         index = self._index_beside(entry, version)
         if index is None:
@@ -221,11 +173,11 @@ class ShardCache:
             place = beside(entry.address, MANIFEST)
             if place is not None and entry.home.name not in self._manifests:
                 content = small_file(place)
-                with _writable(entry.home):
-                    if content is None:
+                if content is not None:
+                    entry.write(MANIFEST, content)
+                else:
+                    with writable(entry.home):
                         (entry.home / MANIFEST).unlink(missing_ok=True)
-                    else:
-                        _write(entry.home / MANIFEST, content)
             self._manifests.add(entry.home.name)
 
     def _index_beside(self, entry: Entry, version: Version) -> ShardIndex | None:
@@ -233,13 +185,12 @@ class ShardCache:
         content = small_file(place) if place else None
         if content is None:
             return None
-        with _writable(entry.home):
-            _write(entry.file("index"), content)
+        entry.write("index", content)
         index = read_index(entry.file("index"), {"format": FORMAT, "size": version.size})
         if index is None:
             logger.info("%s.index does not fit the shard; it is made of the shard", public(entry.address))
         else:
-            _keep(entry, version, index)
+            entry.keep(version, index)
         return index
 
     def _hold(self, shard: str) -> int:
@@ -251,10 +202,10 @@ class ShardCache:
             entry = self._entry(shard)
             data = self._open_data(entry)
             if data is None:
-                with entry.alone(), _named(shard):
+                with entry.alone(), named(shard):
                     data = self._open_data(entry)  # another process may have fetched it
                     if data is None:
-                        known = self._known(entry)
+                        known = entry.known()
                         data, _ = self._bring(entry, self._versions[shard], known.index if known else None)
             self._held[shard] = data
             # Others may need the room of what was read long ago.
@@ -272,7 +223,7 @@ class ShardCache:
         if os.fstat(data).st_nlink == 0:  # deleted before it was locked
             os.close(data)
             return None
-        if _version(entry) != self._versions[entry.address]:
+        if entry.version() != self._versions[entry.address]:
             os.close(data)
             raise RunError(
                 f"shard {public(entry.address)} was renewed in {self.folder} after this run had opened it; continue it"
@@ -286,7 +237,7 @@ class ShardCache:
         room = Room(self.folder, self.limit, self.release)
         logger.info("fetching %s (%s)", public(entry.address), amount(version.size))
         for last in (False, True):
-            with _writable(self.folder):
+            with writable(self.folder):
                 room.make(part, version.size)
             download(entry.address, version, part)
             try:
@@ -297,8 +248,10 @@ class ShardCache:
                 if last:
                     raise
                 logger.warning("%s; it is fetched once more", error)
+                self._manifests.discard(entry.home.name)  # of an earlier run, perhaps of earlier shards
+                self._bring_manifest(entry)
         if known is None:
-            _keep(entry, version, index)
+            entry.keep(version, index)
         data = os.open(part, os.O_RDONLY | os.O_CLOEXEC)
         fcntl.flock(data, fcntl.LOCK_SH)
         os.fsync(data)
@@ -312,7 +265,9 @@ class ShardCache:
             index = make_index(scan(str(part)))
             told = read_manifest(entry.home).get(file_name(entry.address))
         except ConfigError as error:
-            raise ConfigError(str(error).replace(str(part), shown)) from error
+            manifest = str(beside(entry.address, MANIFEST))
+            text = str(error).replace(str(part), shown).replace(str(entry.home / MANIFEST), public(manifest))
+            raise ConfigError(text) from error
         if told is not None and (wrong := difference(str(part), len(index), told)):
             raise ConfigError(f"shard {shown}: {wrong}; {REMAKE}")
         if known is not None and not index.equals(known):
@@ -341,50 +296,3 @@ def check_room(cache: ShardCache, shards: Sequence[Sequence[int]], window: int, 
             f"{where}: the remote shards that are read at a time (data.window {window}) have {amount(needed)}, but the "
             f"cache may have {amount(cache.limit)}: raise data.cache_gb or lower data.window"
         )
-
-
-def _stamp(version: Version) -> dict[str, int | str]:
-    return {"format": FORMAT, "size": version.size, "tag": version.tag}
-
-
-def _version(entry: Entry) -> Version | None:
-    try:
-        record = json.loads(entry.file("record").read_text())
-        return Version(int(record["size"]), str(record["tag"]))
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-
-
-def _keep(entry: Entry, version: Version, index: ShardIndex) -> None:
-    if not write_index(entry.file("index"), _stamp(version), index):
-        raise RunError(f"the cache {entry.home} cannot be written; make room there, or set data.cache_dir")
-
-
-def _write(place: Path, content: bytes) -> None:
-    temporary = place.with_name(f"{place.name}.{os.getpid()}.{threading.get_ident()}")
-    temporary.write_bytes(content)
-    temporary.replace(place)
-
-
-@contextmanager
-def _writable(folder: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise RunError(
-            f"the cache {folder} cannot be written: {error.strerror}; make room there, or set data.cache_dir"
-        ) from error
-
-
-@contextmanager
-def _named(shard: str) -> Iterator[None]:
-    """What stands in the way of a shard, in the words of the user."""
-    try:
-        yield
-    except FileNotFoundError as error:
-        raise ConfigError(f"shard {public(shard)} does not exist") from error
-    except PermissionError as error:
-        why = public(" ".join(str(error).split()))
-        raise ConfigError(
-            f"shard {public(shard)} may not be read ({why}); credentials come from the environment, see docs/remote.md"
-        ) from error

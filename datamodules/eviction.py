@@ -76,7 +76,11 @@ class Room:
         Raises:
             RunError: the disk is too full.
         """
+        waiting = False
         while not self._claim(part, size):
+            if not waiting:
+                logger.info("waiting for room in the cache %s: shards on their way fill it", self._folder)
+            waiting = True
             time.sleep(_PAUSE)  # what others fetch just now can be deleted when it is there and indexed
 
     def _claim(self, part: Path, size: int) -> bool:

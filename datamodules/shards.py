@@ -38,9 +38,9 @@ def expand_shards(
             for path in _braces(os.path.expanduser(pattern)):
                 paths.extend(_files(path, source, complete))
             continue
-        if not remote:
-            refuse_urls(pattern, source)
         check_address(pattern, source)
+        if not remote:
+            raise ConfigError(f"source '{source}': '{public(pattern)}' is not local; only local shards are looked into")
         for address in _braces(pattern):
             # In the address of a web server a question mark begins the query.
             magic = glob.has_magic(address.partition("?")[0] if scheme(address) in ("http", "https") else address)
@@ -52,19 +52,6 @@ def expand_shards(
             name = "" if first == path else f", also as {public(first)}"
             raise ConfigError(f"source '{source}': shard {public(path)} is listed twice{name}")
     return paths
-
-
-def refuse_urls(path: str, source: str) -> None:
-    """Let only local paths pass.
-
-    Raises:
-        ConfigError: `path` has a URL scheme.
-    """
-    if scheme(path) is not None:
-        check_address(path, source)  # says more of those that are never taken
-        raise ConfigError(
-            f"source '{source}': '{public(path)}' is not local; only local shards and files are read here"
-        )
 
 
 def _which(path: str) -> object:

@@ -25,7 +25,7 @@ class Source:
     """Where samples come from: a list of shards, the part of them to use, and how they enter a batch.
 
     Args:
-        shards: tar files. Brace ranges (``a-{000..003}.tar``) and globs are expanded; order is kept.
+        shards: paths or URLs of tar files. Brace ranges (``a-{000..003}.tar``) and globs are expanded; order is kept.
         name: what messages and records call it; strategies' sources are found by it.
         role: ``mixed`` sources share one training batch, ``side`` sources arrive as a batch of their own under `name`.
         share: part of the training batch that a mixed source takes. None for a task's own data, which take the rest.

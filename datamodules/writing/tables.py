@@ -11,7 +11,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from mmcl.datamodules.shards import refuse_urls
+from mmcl.datamodules.remote import scheme
 from mmcl.datamodules.writing.columns import ColumnMap
 from mmcl.datamodules.writing.options import Options
 from mmcl.datamodules.writing.rows import File, Row
@@ -85,9 +85,7 @@ class TableSource:
                 path = values[self._columns.of[field]]
                 if not isinstance(path, str) or not path.strip():
                     return Row(name, place, fault=f"its column '{self._columns.of[field]}' holds no path")
-                try:
-                    refuse_urls(path, place)
-                except ConfigError:
+                if scheme(path) is not None:
                     return Row(name, place, fault=f"'{path}' is no path of a local file; download it first")
                 members[field] = File(os.path.normpath((self._root or table.parent) / path.strip()))
         return self._columns.row(values, members, place, name)

@@ -73,7 +73,7 @@ def run(function: Callable[[], None]) -> None:
     """In a process of its own that must end well."""
     child = fork.Process(target=function)
     child.start()
-    child.join(20)
+    child.join(60)
     assert child.exitcode == 0
 
 
@@ -161,7 +161,7 @@ def test_processes_fetch_a_shard_once(web: Web, make_cache: Callable[[float], Sh
     for child in children:
         child.start()
     for child in children:
-        child.join(20)
+        child.join(60)
     assert [child.exitcode for child in children] == [0] * 4
     assert web.asked("a-0.tar") == [""]
 
@@ -180,18 +180,18 @@ def test_what_a_living_process_reads_is_not_deleted(
         for i in (0, 1):
             text(cache, shards[i], indexes[i])
         ready.set()
-        go.wait(20)
+        go.wait(60)
         assert text(cache, shards[0], indexes[0], 8) == "text 0 8"
 
     child = fork.Process(target=hold)
     child.start()
-    assert ready.wait(20)
+    assert ready.wait(60)
     with caplog.at_level(logging.WARNING):
         assert text(cache, shards[3], indexes[3]) == "text 3 0"
     assert here(cache) == ["a-0", "a-1", "a-3"]
     assert "beyond its bound" in caplog.text
     go.set()
-    child.join(20)
+    child.join(60)
     assert child.exitcode == 0
     assert text(cache, shards[4], indexes[4]) == "text 4 0"
     assert here(cache) == ["a-3", "a-4"]
@@ -201,14 +201,14 @@ def test_a_killed_process_leaves_what_is_continued(web: Web, make_cache: Callabl
     put_indexes(web)
     cache, shard = make_cache(2), web.url("a-0.tar")
     index = cache.index(shard)
-    web.faults["a-0.tar"] = [Fault(after=7000, stall=30.0)]
+    web.faults["a-0.tar"] = [Fault(after=7000, stall=90.0)]
     child = fork.Process(target=lambda: text(cache, shard, index))
     child.start()
     wait_for(lambda: any(p.stat().st_size == 7000 for p in cache.folder.glob("*/*.part")))
     assert here(cache) == []
     assert child.pid is not None
     os.kill(child.pid, signal.SIGKILL)
-    child.join(20)
+    child.join(60)
     assert text(cache, shard, index, 3) == "text 0 3"
     assert web.asked("a-0.tar") == ["", "bytes=7000-"]
     assert not list(cache.folder.glob("*/*.part"))
@@ -240,7 +240,7 @@ def test_many_processes_in_a_small_cache(web: Web, make_cache: Callable[[float],
     for child in children:
         child.start()
     for child in children:
-        child.join(30)
+        child.join(60)
     assert [child.exitcode for child in children] == [0] * 4
     cache.index(web.url("a-0.tar"))
     assert len(here(cache)) <= 3 and not list(cache.folder.glob("*/*.part"))
@@ -300,3 +300,17 @@ def test_stores_in_memory(tmp_path: Path, web: Web) -> None:
         assert text(cache, "memory://shelf/a.tar", cache.index("memory://shelf/a.tar")) == "text 0 0"
     finally:
         memory.rm("/shelf", recursive=True)
+
+
+def test_a_manifest_that_was_mended_is_taken(web: Web, make_cache: Callable[[float], ShardCache]) -> None:
+    """Also where the index is known, so that nothing else would ask for it again."""
+    put_indexes(web)
+    (web.folder / "manifest.json").write_text("<html>not found</html>")
+    shard = web.url("a-0.tar")
+    first = make_cache(2)
+    index = first.index(shard)
+    with pytest.raises(ConfigError, match=rf"^{web.url('manifest.json')} cannot be read"):
+        text(first, shard, index)
+    manifest(web)
+    later = make_cache(2)
+    assert text(later, shard, later.index(shard)) == "text 0 0"

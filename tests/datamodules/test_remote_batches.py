@@ -98,13 +98,13 @@ def test_a_killed_run_goes_on_with_the_same_batches(
 
     begun = int(wanted[0]["__key__"][0].removeprefix("s")) // SIZES[0]
     for number in {0, 1, 2, 3} - {begun}:  # whichever comes second
-        web.faults[f"train-s-{number:03d}.tar"] = [Fault(after=9000, stall=30.0)]
+        web.faults[f"train-s-{number:03d}.tar"] = [Fault(after=9000, stall=90.0)]
     child = multiprocessing.get_context("fork").Process(target=run)
     child.start()
     wait_for(lambda: any(p.stat().st_size == 9000 for p in (tmp_path / "shards").glob("*/*.part")))
     assert child.pid is not None
     os.kill(child.pid, signal.SIGKILL)
-    child.join(20)
+    child.join(60)
     os.close(writing)
     trained = len(os.read(reading, 100))
     os.close(reading)

@@ -129,6 +129,6 @@ def test_a_fork_has_its_own_connections(s3: S3, local: Source, tmp_path: Path) -
     cache.index(one)
     child = multiprocessing.get_context("fork").Process(target=lambda: cache.index(two))
     child.start()
-    child.join(20)
+    child.join(60)
     assert child.exitcode == 0
     assert len(cache.index(three)) == 20

@@ -21,7 +21,6 @@ NAME = "a.tar"
 @pytest.fixture(autouse=True)
 def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(transfer, "WAITS", (0.01, 0.01))
-    monkeypatch.setattr(transfer, "TIMEOUT", 0.3)
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
 
 
@@ -77,8 +76,9 @@ def test_dropped_connections_are_continued(cache: ShardCache, web: Web) -> None:
     assert web.asked(NAME) == ["", "bytes=5000-", "bytes=8000-", "bytes=8001-", "bytes=15001-"]
 
 
-def test_a_slow_server_is_asked_again(cache: ShardCache, web: Web) -> None:
-    web.faults[NAME] = [Fault(after=4000, stall=0.6), Fault(after=0, stall=0.6)]
+def test_a_slow_server_is_asked_again(cache: ShardCache, web: Web, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(transfer, "TIMEOUT", 0.5)
+    web.faults[NAME] = [Fault(after=4000, stall=30.0), Fault(after=0, stall=30.0)]
     assert fetched(cache, web) == (web.folder / NAME).read_bytes()
     assert web.asked(NAME) == ["", "bytes=4000-", "bytes=4000-"]
 
