@@ -83,7 +83,8 @@ class BatchDataset(Dataset[dict[str, Any]]):
     Args:
         pools: what draws refer to.
         sides: pools that arrive as a batch of their own, number -> name.
-        transform: the module's.
+        transform: the module's. It gets pictures as `PIL.Image.Image`, or as arrays where it is marked with
+            `mmcl.outputs.takes_pixels`.
         collate: the module's.
         domain: the task's position in the stream; -1 outside of tasks.
         purpose: ``train`` replaces a bad sample by the next one; ``pass`` does too and marks it as not valid; ``eval``
@@ -103,6 +104,7 @@ class BatchDataset(Dataset[dict[str, Any]]):
     ) -> None:
         self._pools, self._sides = list(pools), dict(sides)
         self._transform, self._collate = transform, collate
+        self._as_pixels = bool(getattr(transform, "takes_pixels", False))
         self._domain, self._purpose, self._augment = domain, purpose, augment
         mixed = [pool for i, pool in enumerate(self._pools) if i not in self._sides]
         self._labelled = any(pool.has_labels for pool in mixed)
@@ -155,7 +157,7 @@ class BatchDataset(Dataset[dict[str, Any]]):
         reader, place = pool.locate(index)
         seed = mix(pool.seed, draw.epoch, index)
         domain = -1 if draw.pool in self._sides else self._domain  # a side batch is of no task
-        sample = reader.read(place)
+        sample = reader.read(place, self._as_pixels)
         if labelled:  # of the shards; labels that a transform makes are its own
             sample.setdefault("labels", NO_LABEL)
         else:

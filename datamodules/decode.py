@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from mmcl.datamodules.pictures import picture
+from mmcl.datamodules.pictures import picture, pixels
 from mmcl.datamodules.recordings import recording
 
 IMAGES = ("jpg", "jpeg", "png", "webp")
@@ -28,12 +28,13 @@ def kind(extension: str) -> str:
     return extension.rpartition(".")[2].lower()
 
 
-def decode(extension: str, data: bytes) -> Any:
+def decode(extension: str, data: bytes, as_pixels: bool = False) -> Any:
     """Decode one member of a shard.
 
     Args:
         extension: everything after the first dot of the member's name, for instance ``jpg``, ``seg.png`` or ``cls``.
         data: the member's bytes.
+        as_pixels: give pictures as arrays (H, W, 3), uint8.
 
     Returns:
         An RGB `PIL.Image.Image`, a `mmcl.outputs.Audio`, a string, an integer (``cls``), an array (``npy``) or what the
@@ -46,7 +47,7 @@ def decode(extension: str, data: bytes) -> Any:
     decoder = DECODERS.get(kind(extension))
     if decoder is None:
         raise ValueError(f"members with extension '{extension}' are not decoded; known: {', '.join(DECODERS)}")
-    return decoder(data)
+    return pixels(data) if as_pixels and decoder is picture else decoder(data)
 
 
 def _unicode(data: bytes) -> str:

@@ -90,8 +90,12 @@ class SourceReader:
             digest.update(found[kept].tobytes())
         return digest.hexdigest()
 
-    def read(self, index: int) -> dict[str, Any]:
+    def read(self, index: int, as_pixels: bool = False) -> dict[str, Any]:
         """Decode one sample: its fields and ``__key__``. ``text`` is a string (``txt``) or a list of them (``json``).
+
+        Args:
+            index: of the sample.
+            as_pixels: give pictures as arrays instead of `PIL.Image.Image`.
 
         Raises:
             BadSample: a member cannot be decoded.
@@ -101,7 +105,7 @@ class SourceReader:
         members = {m.extension: m for m in self._shards[shard].members(sample)}
         row: dict[str, Any] = {"__key__": self._shards[shard].key(sample)}
         for field in self.present:
-            row[field] = self._decode(index, shard, field, self._choose(field, members))
+            row[field] = self._decode(index, shard, field, self._choose(field, members), as_pixels)
         return row
 
     def labels(self) -> npt.NDArray[np.int64] | None:
@@ -195,10 +199,10 @@ class SourceReader:
             if name in members and not (field == "text" and members[name].value == NO_CAPTION)
         )
 
-    def _decode(self, index: int, shard: int, field: str, member: Member) -> Any:
+    def _decode(self, index: int, shard: int, field: str, member: Member, as_pixels: bool = False) -> Any:
         data = read_bytes(self.paths[shard], member.offset, member.size)
         try:
-            value = decode(member.extension, data)
+            value = decode(member.extension, data, as_pixels)
             if field == "labels":
                 return value if self.source.labels is None else self.source.labels[value]
             if field == "text" and kind(member.extension) == "json":

@@ -42,6 +42,7 @@ def test_jpeg_is_pillows_to_the_last_bit(mode, progressive, subsampling, size):
     found = decode("jpg", data)
     assert type(found) is Image.Image and found.mode == "RGB"
     assert np.array_equal(found, by_pillow(data))
+    assert np.array_equal(decode("jpg", data, as_pixels=True), found)
 
 
 def test_rare_subsampling_is_left_to_pillow():
@@ -66,6 +67,7 @@ def test_pictures_stand_upright(form, orientation):
     found = decode(form.lower(), data)
     assert found.size == ((30, 20) if orientation < 5 else (20, 30))
     assert np.array_equal(found, by_pillow(data))
+    assert np.array_equal(decode(form.lower(), data, as_pixels=True), found)
 
 
 def test_transparency_becomes_white():
