@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import random
+from bisect import bisect_right
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import accumulate
 from typing import Any, Literal
 
 import numpy as np
@@ -47,10 +49,10 @@ class Pool:
 
     def __init__(self, name: str, readers: Sequence[SourceReader | PackedReader], seed: int) -> None:
         self.name, self.readers, self.seed = name, list(readers), seed
-        self._begins = np.cumsum([0, *map(len, self.readers)])
+        self._begins = [0, *accumulate(map(len, self.readers))]
 
     def __len__(self) -> int:
-        return int(self._begins[-1])
+        return self._begins[-1]
 
     @property
     def shard_sizes(self) -> list[int]:
@@ -73,8 +75,8 @@ class Pool:
 
     def locate(self, index: int) -> tuple[SourceReader | PackedReader, int]:
         """The reader of a sample, and the sample's place there."""
-        which = int(np.searchsorted(self._begins, index, side="right")) - 1
-        return self.readers[which], index - int(self._begins[which])
+        which = bisect_right(self._begins, index) - 1
+        return self.readers[which], index - self._begins[which]
 
 
 class BatchDataset(Dataset[dict[str, Any]]):
@@ -128,7 +130,8 @@ class BatchDataset(Dataset[dict[str, Any]]):
         memory = BatchMemory(len(draws))
         for row, draw in enumerate(draws):
             sample, replaced = self._sample(draw, labelled, bad)
-            samples.append(memory.put(row, sample))
+            memory.put(row, sample)
+            samples.append(sample)
             valid.append(draw.valid and not (replaced and self._purpose == "pass"))
         return {**self._collate(samples), "valid": torch.tensor(valid)}
 

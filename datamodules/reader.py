@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import zlib
+from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -60,13 +62,13 @@ class SourceReader:
         if source.keys is not None:
             self._kept = keep_keys(self._kept, self._shards, chosen_keys(source), self.name)
         self.shard_sizes = [len(kept) for kept in self._kept]
-        self._begins = np.cumsum([0, *self.shard_sizes])
+        self._begins = [0, *accumulate(self.shard_sizes)]
         if len(self) == 0:
             raise ConfigError(f"source '{self.name}': no sample is left")
         self.present = self._check_fields()
 
     def __len__(self) -> int:
-        return int(self._begins[-1])
+        return self._begins[-1]
 
     def key(self, index: int) -> str:
         """Key of a sample."""
@@ -188,8 +190,8 @@ class SourceReader:
             )
 
     def _locate(self, index: int) -> tuple[int, int]:
-        shard = int(np.searchsorted(self._begins, index, side="right")) - 1
-        return shard, int(self._kept[shard][index - int(self._begins[shard])])
+        shard = bisect_right(self._begins, index) - 1
+        return shard, int(self._kept[shard][index - self._begins[shard]])
 
     def _choose(self, field: str, members: Mapping[str, Member]) -> Member:
         """The member that a field is read from. A ``json`` without captions is no text."""

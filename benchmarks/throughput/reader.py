@@ -137,8 +137,8 @@ def _limit(files: list[bytes], size: int, batch_size: int) -> Iterator[dict[str,
     for some in _batches(files, batch_size):
         memory, rows = BatchMemory(len(some)), []
         for i, data in enumerate(some):
-            row = transform({"image": decode("jpg", data, as_pixels=True)}, False)
-            rows.append(memory.put(i, row))
+            rows.append(transform({"image": decode("jpg", data, as_pixels=True)}, False))
+            memory.put(i, rows[-1])
         yield collate(rows)
 
 
