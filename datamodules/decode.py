@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs
 import io
 import json
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -21,6 +22,7 @@ _MARKS = (
     (codecs.BOM_UTF32_BE, "utf-32"),
     (codecs.BOM_UTF16_BE, "utf-16"),
 )
+_LABEL = re.compile(r"\s*[+-]?[0-9]+\s*")
 
 
 def kind(extension: str) -> str:
@@ -53,12 +55,10 @@ def decode(extension: str, data: bytes, as_pixels: bool = False) -> Any:
 def _unicode(data: bytes) -> str:
     """UTF-8, unless a byte-order mark declares UTF-16 or UTF-32."""
     encoding = next((name for mark, name in _MARKS if data.startswith(mark)), "utf-8-sig")
-    try:
-        return data.decode(encoding, errors="strict")
-    except UnicodeDecodeError as error:
-        raise ValueError(
-            f"neither UTF-8 nor what its byte-order mark says: {error.reason} at byte {error.start}"
-        ) from error
+    text = data.decode(encoding, errors="strict")
+    if "\0" in text:
+        raise ValueError("the text holds NUL characters; it is no UTF-8, but perhaps UTF-16 without a byte-order mark")
+    return text
 
 
 def _text(data: bytes) -> str:
@@ -66,14 +66,17 @@ def _text(data: bytes) -> str:
 
 
 def _label(data: bytes) -> int:
-    return int(data.decode("ascii", errors="strict"))
+    text = data.decode("ascii", errors="strict")
+    if not _LABEL.fullmatch(text):  # `int` alone would take 1_0 for 10
+        raise ValueError(f"{text[:40]!r} is no whole number")
+    return int(text)
 
 
 def _json(data: bytes) -> Any:
     try:
         return json.loads(_unicode(data))
     except RecursionError as error:
-        raise ValueError("the JSON is nested too deeply") from error
+        raise ValueError(f"the JSON is nested too deeply: {error}") from error
 
 
 def _array(data: bytes) -> np.ndarray[Any, Any]:

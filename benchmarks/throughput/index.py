@@ -1,4 +1,4 @@
-"""A source of a million samples: opening it, the memory that its index takes, a whole epoch, and a jump into it."""
+"""A task of a million samples: opening it, the memory that its index takes, a whole epoch, and a jump into it."""
 
 from __future__ import annotations
 
@@ -30,21 +30,22 @@ PARTS = 10
 def add_arguments(parser: ArgumentParser) -> None:
     """Options of this measurement."""
     parser.add_argument("--batch_size", type=int, default=1000, help="samples of a batch (default: %(default)s)")
-    parser.add_argument("--samples", type=int, default=1_000_000, help="samples of the source (default: %(default)s)")
+    parser.add_argument("--samples", type=int, default=1_000_000, help="samples of the task (default: %(default)s)")
 
 
 def run(arguments: Namespace, plan: Plan) -> None:
-    """Measure and print. One real shard stands under many names, each with its index; labels alone are read.
+    """Measure and print. Many sources name one and the same shard, and each opens its index; labels alone are read.
 
     Raises:
         RunError: a sample was not visited exactly once.
     """
     torch.set_num_threads(plan.threads)
     with tempfile.TemporaryDirectory() as folder:
-        shards = _shards(Path(folder), arguments.samples)
-        count = len(shards) * min(SHARD, arguments.samples)
-        source = Source(shards, fields={"labels": ["cls"]})
-        task = Task("read", [source], Budget(epochs=2))
+        size = min(SHARD, arguments.samples)
+        shard = _shard(Path(folder), size)
+        count = arguments.samples // size * size
+        sources = [Source([shard], f"part{i}", fields={"labels": ["cls"]}) for i in range(count // size)]
+        task = Task("read", sources, Budget(epochs=2))
         data = StreamDataModule(Stream("index", [task]), arguments.batch_size)
         data.bind(lambda sample, augment: sample, seed=0)
         gc.collect()
@@ -52,8 +53,8 @@ def run(arguments: Namespace, plan: Plan) -> None:
         data.check()
         opened, after = time.perf_counter() - began, _memory()
         rows = [
-            ["opening the source", f"{opened:.2f} s"],
-            ["memory of the open source", f"{(after - before) / count:.0f} bytes a sample"],
+            ["opening the sources", f"{opened:.2f} s"],
+            ["memory of the open sources", f"{(after - before) / count:.0f} bytes a sample"],
         ]
         steps = data.plan(task).steps
         jumps = [_jump(data, task, steps // 2 + i, steps) for i in range(plan.blocks)]
@@ -69,21 +70,15 @@ def run(arguments: Namespace, plan: Plan) -> None:
             ],
             ["largest memory of the process", f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:.0f} MiB"],
         ]
-    show(f"A source of {count:,} samples in {len(shards)} shards", ["what", "figure"], rows, plan.threads)
+    show(f"A task of {count:,} samples in {len(sources)} shards", ["what", "figure"], rows, plan.threads)
 
 
-def _shards(folder: Path, samples: int) -> list[str]:
-    """One shard with its index under as many names as the samples need."""
-    first = folder / "shard-000000.tar"
-    size = min(SHARD, samples)
-    write_shard(first, ({"__key__": f"{i:08d}", "npy": b"-", "txt": "a caption", "cls": i % 1000} for i in range(size)))
-    load_index(str(first))
-    paths = [first]
-    for i in range(1, samples // size):
-        paths.append(folder / f"shard-{i:06d}.tar")
-        os.link(first, paths[-1])
-        os.link(f"{first}.index", f"{paths[-1]}.index")
-    return [str(path) for path in paths]
+def _shard(folder: Path, size: int) -> str:
+    """A shard with three members a sample, and its index."""
+    path = folder / "shard.tar"
+    write_shard(path, ({"__key__": f"{i:08d}", "npy": b"-", "txt": "a caption", "cls": i % 1000} for i in range(size)))
+    load_index(str(path))
+    return str(path)
 
 
 def _jump(data: StreamDataModule, task: Task, step: int, steps: int) -> float:

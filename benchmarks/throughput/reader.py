@@ -97,7 +97,7 @@ def _check(readers: Mapping[str, Read]) -> None:
 def _readers(folder: Path, size: int, samples: int, batch_size: int) -> dict[str, Read]:
     """Name -> one pass in batches of ``image`` (B, 3, H, W) and ``labels``."""
     pictures = [_jpeg(size, i) for i in range(min(DIFFERENT, samples))]
-    files = [pictures[i % len(pictures)] for i in range(samples)]
+    files = [bytes(bytearray(pictures[i % len(pictures)])) for i in range(samples)]  # each in memory of its own
     for i, data in enumerate(files):
         (folder / f"{i:06d}.jpg").write_bytes(data)
     shard = str(folder / "pictures.tar")
