@@ -7,7 +7,7 @@ import zlib
 
 import numpy as np
 import pytest
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, PngImagePlugin
 
 from mmcl.datamodules.decode import decode
 from mmcl.datamodules.pictures import MAX_PIXELS
@@ -200,3 +200,17 @@ def test_content_decides_among_the_formats():
     for form in ("BMP", "GIF", "TIFF"):
         with pytest.raises(ValueError, match="not a JPEG, PNG or WebP"):
             decode("png", encoded(image, form))
+
+
+@pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP"])
+def test_xmp_says_how_a_picture_is_turned_too(form):
+    xmp = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:Description tiff:Orientation="6"/></x:xmpmeta>'
+    if form == "PNG":
+        chunks = PngImagePlugin.PngInfo()
+        chunks.add_itxt("XML:com.adobe.xmp", xmp.decode())
+        data = encoded(photo(20, 30), form, pnginfo=chunks)
+    else:
+        data = encoded(photo(20, 30), form, xmp=xmp)
+    found = decode(form.lower(), data)
+    assert found.size == (20, 30)
+    assert np.array_equal(found, by_pillow(data))
