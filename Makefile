@@ -48,5 +48,5 @@ pocket-clip: $(STAMP) ## rebuild the small pretrained model of the pocket benchm
 	"$(BIN)/mmcl" fit --config pocket/pretrain
 	"$(BIN)/python" -m mmcl.benchmarks.pocket.pack --run runs/pocket/pretrain
 
-results: $(STAMP) ## every run of docs/results.md
+results: $(STAMP) ## every run of the CLIP part of docs/results.md
 	"$(BIN)/python" -m mmcl.benchmarks.pocket.results --page docs/results.md

@@ -28,7 +28,10 @@ STREAMS = {
     "towers": "MobileNetV2 and MiniLM with heads over five visual domains; retrieval",
 }
 """Folder of configs under ``pocket/`` -> what it is."""
-ALSO = {"classes": ("task_top1", "The same runs, choosing among the two classes of a column's task:")}
+ALSO = {
+    "classes": ("task_top1", "The same runs, choosing among the two classes of a column's task:"),
+    "ctc": ("cer", "The same run in character error rates:"),
+}
 """Stream -> another metric that its probe measured, and the words above that table."""
 METHODS = ("frozen", "finetune", "mwi", "distillation", "lwf")
 """Configs in such a folder; a stream has one of `distillation` and `lwf`."""

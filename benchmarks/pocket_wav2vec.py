@@ -16,7 +16,7 @@ MODEL = "package:mmcl.benchmarks/models/pocket-wav2vec"
 """The configuration of the model: 2.6 million weights, 8 kHz, 50 frames a second."""
 LANGUAGES = ("en", "es", "fr")
 STEPS = 90
-PRETRAINING = 180
+PRETRAINING = 500
 PROTOCOL = (
     "Recordings of the `asterisk` asset at 8 kHz: English, then Spanish, then French. A column is the pretraining loss "
     "(contrast and diversity for one masked frame) on the test recordings of a language, whose prompts no language "
