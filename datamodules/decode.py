@@ -55,7 +55,10 @@ def decode(extension: str, data: bytes, as_pixels: bool = False) -> Any:
 def _unicode(data: bytes) -> str:
     """UTF-8, unless a byte-order mark declares UTF-16 or UTF-32."""
     encoding = next((name for mark, name in _MARKS if data.startswith(mark)), "utf-8-sig")
-    text = data.decode(encoding, errors="strict")
+    try:
+        text = data.decode(encoding, errors="strict")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"neither UTF-8 nor what a byte-order mark declares: {error}") from error
     if "\0" in text:
         raise ValueError("the text holds NUL characters; it is no UTF-8, but perhaps UTF-16 without a byte-order mark")
     return text
