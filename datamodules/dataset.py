@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import random
+from bisect import bisect_right
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import accumulate
 from typing import Any, Literal
 
 import numpy as np
@@ -47,10 +49,10 @@ class Pool:
 
     def __init__(self, name: str, readers: Sequence[SourceReader | PackedReader], seed: int) -> None:
         self.name, self.readers, self.seed = name, list(readers), seed
-        self._begins = np.cumsum([0, *map(len, self.readers)])
+        self._begins = [0, *accumulate(map(len, self.readers))]
 
     def __len__(self) -> int:
-        return int(self._begins[-1])
+        return self._begins[-1]
 
     @property
     def shard_sizes(self) -> list[int]:
@@ -77,8 +79,8 @@ class Pool:
 
     def locate(self, index: int) -> tuple[SourceReader | PackedReader, int]:
         """The reader of a sample, and the sample's place there."""
-        which = int(np.searchsorted(self._begins, index, side="right")) - 1
-        return self.readers[which], index - int(self._begins[which])
+        which = bisect_right(self._begins, index) - 1
+        return self.readers[which], index - self._begins[which]
 
 
 class BatchDataset(Dataset[dict[str, Any]]):
@@ -87,7 +89,8 @@ class BatchDataset(Dataset[dict[str, Any]]):
     Args:
         pools: what draws refer to.
         sides: pools that arrive as a batch of their own, number -> name.
-        transform: the module's.
+        transform: the module's. It gets pictures as `PIL.Image.Image`, or as arrays where it is marked with
+            `mmcl.outputs.takes_pixels`.
         collate: the module's.
         domain: the task's position in the stream; -1 outside of tasks.
         purpose: ``train`` replaces a bad sample by the next one; ``pass`` does too and marks it as not valid; ``eval``
@@ -107,6 +110,7 @@ class BatchDataset(Dataset[dict[str, Any]]):
     ) -> None:
         self._pools, self._sides = list(pools), dict(sides)
         self._transform, self._collate = transform, collate
+        self._as_pixels = bool(getattr(transform, "takes_pixels", False))
         self._domain, self._purpose, self._augment = domain, purpose, augment
         mixed = [pool for i, pool in enumerate(self._pools) if i not in self._sides]
         self._labelled = any(pool.has_labels for pool in mixed)
@@ -130,7 +134,8 @@ class BatchDataset(Dataset[dict[str, Any]]):
         memory = BatchMemory(len(draws))
         for row, draw in enumerate(draws):
             sample, replaced = self._sample(draw, labelled, bad)
-            samples.append(memory.put(row, sample))
+            memory.put(row, sample)
+            samples.append(sample)
             valid.append(draw.valid and not (replaced and self._purpose == "pass"))
         return {**self._collate(samples), "valid": torch.tensor(valid)}
 
@@ -159,7 +164,7 @@ class BatchDataset(Dataset[dict[str, Any]]):
         reader, place = pool.locate(index)
         seed = mix(pool.seed, draw.epoch, index)
         domain = -1 if draw.pool in self._sides else self._domain  # a side batch is of no task
-        sample = reader.read(place)
+        sample = reader.read(place, self._as_pixels)
         if labelled:  # of the shards; labels that a transform makes are its own
             sample.setdefault("labels", NO_LABEL)
         else:

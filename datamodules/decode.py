@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from mmcl.datamodules.pictures import picture
+from mmcl.datamodules.pictures import picture, pixels
 from mmcl.datamodules.recordings import recording
 
 IMAGES = ("jpg", "jpeg", "png", "webp")
@@ -30,12 +30,13 @@ def kind(extension: str) -> str:
     return extension.rpartition(".")[2].lower()
 
 
-def decode(extension: str, data: bytes) -> Any:
+def decode(extension: str, data: bytes, as_pixels: bool = False) -> Any:
     """Decode one member of a shard.
 
     Args:
         extension: everything after the first dot of the member's name, for instance ``jpg``, ``seg.png`` or ``cls``.
         data: the member's bytes.
+        as_pixels: give pictures as arrays (H, W, 3), uint8.
 
     Returns:
         An RGB `PIL.Image.Image`, a `mmcl.outputs.Audio`, a string, an integer (``cls``), an array (``npy``) or what the
@@ -48,24 +49,23 @@ def decode(extension: str, data: bytes) -> Any:
     decoder = DECODERS.get(kind(extension))
     if decoder is None:
         raise ValueError(f"members with extension '{extension}' are not decoded; known: {', '.join(DECODERS)}")
-    return decoder(data)
+    return pixels(data) if as_pixels and decoder is picture else decoder(data)
 
 
 def _unicode(data: bytes) -> str:
     """UTF-8, unless a byte-order mark declares UTF-16 or UTF-32."""
     encoding = next((name for mark, name in _MARKS if data.startswith(mark)), "utf-8-sig")
     try:
-        return data.decode(encoding, errors="strict")
+        text = data.decode(encoding, errors="strict")
     except UnicodeDecodeError as error:
-        raise ValueError(
-            f"neither UTF-8 nor what its byte-order mark says: {error.reason} at byte {error.start}"
-        ) from error
+        raise ValueError(f"neither UTF-8 nor what a byte-order mark declares: {error}") from error
+    if "\0" in text:
+        raise ValueError("the text holds NUL characters; it is no UTF-8, but perhaps UTF-16 without a byte-order mark")
+    return text
 
 
 def _text(data: bytes) -> str:
     text = _unicode(data).strip()
-    if "\0" in text:
-        raise ValueError("the text holds NUL characters; is it UTF-16 without a byte-order mark?")
     return text
 
 
@@ -80,7 +80,7 @@ def _json(data: bytes) -> Any:
     try:
         return json.loads(_unicode(data))
     except RecursionError as error:
-        raise ValueError("the JSON is nested too deeply") from error
+        raise ValueError(f"the JSON is nested too deeply: {error}") from error
 
 
 def _array(data: bytes) -> np.ndarray[Any, Any]:

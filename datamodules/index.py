@@ -84,7 +84,12 @@ class ShardIndex:
 
     def members(self, sample: int) -> list[Member]:
         """Members of a sample, in the order of the archive."""
-        return [self._member(m) for m in range(int(self.starts[sample]), int(self.starts[sample + 1]))]
+        rows = slice(int(self.starts[sample]), int(self.starts[sample + 1]))
+        columns = (c[rows].tolist() for c in (self.extension, self.block, self.size, self.crc, self.value))
+        return [
+            Member(self.extensions[extension], block * BLOCK, *rest)
+            for extension, block, *rest in zip(*columns, strict=True)
+        ]
 
     def find(self, names: Sequence[str]) -> npt.NDArray[np.int64]:
         """(N,) the member of each sample with the first of these extensions that it has; -1 where it has none."""
@@ -101,10 +106,6 @@ class ShardIndex:
         return (self.extensions, self.keys) == (other.extensions, other.keys) and all(
             np.array_equal(getattr(self, name), getattr(other, name)) for name in _COLUMNS
         )
-
-    def _member(self, m: int) -> Member:
-        name = self.extensions[int(self.extension[m])]
-        return Member(name, int(self.block[m]) * BLOCK, int(self.size[m]), int(self.crc[m]), int(self.value[m]))
 
 
 def load_index(shard: str) -> ShardIndex:

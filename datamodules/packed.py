@@ -82,8 +82,10 @@ class PackedReader:
         owner, offset = self._begin(index)
         return f"the block from token {offset} of {self._inner.where(owner)}"
 
-    def read(self, index: int) -> dict[str, Any]:
+    def read(self, index: int, as_pixels: bool = False) -> dict[str, Any]:
         """``tokens`` and ``bytes`` (up to block + 1,), and a ``__key__``: the first document's with the token in it.
+
+        There are no pictures in a block of text, whatever `as_pixels` says.
 
         Raises:
             RunError: the kept tokens are gone.

@@ -11,8 +11,11 @@ import warnings
 import zlib
 
 import numpy as np
+import numpy.typing as npt
 import simplejpeg
 from PIL import Image, ImageOps, UnidentifiedImageError
+
+Pixels = npt.NDArray[np.uint8]
 
 MAX_PIXELS = (1 << 28) // 3
 """Pixels of the largest picture that is decoded: Pillow's own limit, a quarter of a gigabyte of RGB."""
@@ -35,13 +38,28 @@ def picture(data: bytes) -> Image.Image:
         ValueError: another format, damaged data, or more than `MAX_PIXELS`.
         OSError: Pillow's, where data are missing.
     """
+    found = _decode(data)
+    return found if isinstance(found, Image.Image) else Image.fromarray(found)
+
+
+def pixels(data: bytes) -> Pixels:
+    """The pixels of `picture`, (H, W, 3), without the way through Pillow's memory where there is none.
+
+    Raises:
+        ValueError: as `picture` does.
+        OSError: as `picture` does.
+    """
+    return np.asarray(_decode(data))
+
+
+def _decode(data: bytes) -> Image.Image | Pixels:
     if data.startswith(_PNG):
         _check_png(data)
     found = _jpeg(data) if data.startswith(_JPEG) else None
     return _by_pillow(data) if found is None else found
 
 
-def _jpeg(data: bytes) -> Image.Image | None:
+def _jpeg(data: bytes) -> Image.Image | Pixels | None:
     """A JPEG, or None where Pillow has to say: rare subsampling, and headers that cannot be read."""
     try:
         height, width, space, _ = simplejpeg.decode_jpeg_header(data)
@@ -50,16 +68,17 @@ def _jpeg(data: bytes) -> Image.Image | None:
     _check_size(width, height)
     try:
         # Strict: missing, overwritten and left over data are errors. Pillow shows half a picture and says nothing.
-        pixels = simplejpeg.decode_jpeg(data, "CMYK" if space in ("CMYK", "YCCK") else "RGB", strict=True)
+        found: Pixels = simplejpeg.decode_jpeg(data, "CMYK" if space in ("CMYK", "YCCK") else "RGB", strict=True)
     except ValueError as error:
         raise ValueError(f"the JPEG is damaged: {error}") from error
-    if pixels.shape[-1] == 4:  # by Adobe's convention inverted, as Pillow takes it
-        image = Image.frombuffer("CMYK", (width, height), 255 - pixels, "raw", "CMYK", 0, 1).convert("RGB")
-    else:
-        image = Image.fromarray(pixels)
-    if any(mark in data for mark in _ORIENTATION):
-        image.info = dict(_open(data).info)  # reads the header alone
-        _turn(image)
+    if space in ("CMYK", "YCCK"):  # by Adobe's convention inverted, as Pillow takes it
+        image = Image.frombuffer("CMYK", (width, height), 255 - found, "raw", "CMYK", 0, 1).convert("RGB")
+        found = np.asarray(image)
+    if not any(mark in data for mark in _ORIENTATION):
+        return found
+    image = Image.fromarray(found)
+    image.info = dict(_open(data).info)  # reads the header alone
+    _turn(image)
     return image
 
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import zlib
+from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -67,14 +69,14 @@ class SourceReader:
         if source.keys is not None:
             self._kept = keep_keys(self._kept, self._shards, chosen_keys(source), self.name)
         self.shard_sizes = [len(kept) for kept in self._kept]
-        self._begins = np.cumsum([0, *self.shard_sizes])
+        self._begins = [0, *accumulate(self.shard_sizes)]
         if len(self) == 0:
             raise ConfigError(f"source '{self.name}': no sample is left")
         self.present = self._check_fields()
         note_oddities(self.name, self.paths, self._shards)
 
     def __len__(self) -> int:
-        return int(self._begins[-1])
+        return self._begins[-1]
 
     def fetched_sizes(self) -> list[int]:
         """Bytes of each shard in the cache; 0 of a local one."""
@@ -102,8 +104,12 @@ class SourceReader:
             digest.update(found[kept].tobytes())
         return digest.hexdigest()
 
-    def read(self, index: int) -> dict[str, Any]:
+    def read(self, index: int, as_pixels: bool = False) -> dict[str, Any]:
         """Decode one sample: its fields and ``__key__``. ``text`` is a string (``txt``) or a list of them (``json``).
+
+        Args:
+            index: of the sample.
+            as_pixels: give pictures as arrays instead of `PIL.Image.Image`.
 
         Raises:
             BadSample: a member cannot be decoded.
@@ -113,7 +119,7 @@ class SourceReader:
         members = {m.extension: m for m in self._shards[shard].members(sample)}
         row: dict[str, Any] = {"__key__": self._shards[shard].key(sample)}
         for field in self.present:
-            row[field] = self._decode(index, shard, field, self._choose(field, members))
+            row[field] = self._decode(index, shard, field, self._choose(field, members), as_pixels)
         return row
 
     def labels(self) -> npt.NDArray[np.int64] | None:
@@ -196,8 +202,8 @@ class SourceReader:
             )
 
     def _locate(self, index: int) -> tuple[int, int]:
-        shard = int(np.searchsorted(self._begins, index, side="right")) - 1
-        return shard, int(self._kept[shard][index - int(self._begins[shard])])
+        shard = bisect_right(self._begins, index) - 1
+        return shard, int(self._kept[shard][index - self._begins[shard]])
 
     def _choose(self, field: str, members: Mapping[str, Member]) -> Member:
         """The member that a field is read from. A ``json`` without captions is no text."""
@@ -207,14 +213,14 @@ class SourceReader:
             if name in members and not (field == "text" and members[name].value == NO_CAPTION)
         )
 
-    def _decode(self, index: int, shard: int, field: str, member: Member) -> Any:
+    def _decode(self, index: int, shard: int, field: str, member: Member, as_pixels: bool = False) -> Any:
         data = self._cache.read(self._addresses[shard], member.offset, member.size)
         if zlib.crc32(data) != member.crc:  # costs a hundredth of decoding a picture
             raise BadSample(
                 f"{self.where(index)}: member '{member.extension}': its bytes changed after the shard was indexed"
             )
         try:
-            value = decode(member.extension, data)
+            value = decode(member.extension, data, as_pixels)
             if field == "labels":
                 return value if self.source.labels is None else self.source.labels[value]
             if field == "text" and kind(member.extension) == "json":

@@ -11,8 +11,10 @@ from mmcl.outputs import Audio
 
 RATES = (1_000, 384_000)
 """Samples a second that a recording can have; a header that says otherwise is damaged."""
+LONGEST = 4 * 3600
+"""Seconds that a recording may last. Ten hours of silence are a small FLAC, and gigabytes when decoded."""
 MAX_SAMPLES = 1 << 28
-"""Samples of the longest recording that is decoded, over all channels: 4.6 hours at 16 kHz, a gigabyte of float32."""
+"""Samples of all channels that a recording may have: a gigabyte of float32."""
 
 _FORMATS = ("WAV", "WAVEX", "RF64", "FLAC", "OGG", "MP3")
 _STREAMED = 0x7FFF0000
@@ -27,11 +29,11 @@ def recording(data: bytes) -> Audio:
 
     Raises:
         ValueError: another format, damaged or missing data, no samples, none but 0, some that are not finite, or more
-            than `MAX_SAMPLES`. The length is looked at before anything is decoded.
+            than `LONGEST` and `MAX_SAMPLES` allow. The length is looked at before anything is decoded.
     """
-    _check_whole(data)
     try:
         with soundfile.SoundFile(io.BytesIO(data)) as file:
+            _check_whole(data)
             if file.format not in _FORMATS:
                 raise ValueError(f"the recording is {file.format_info}; known: WAV, FLAC, Ogg, MP3")
             rate, frames = file.samplerate, file.frames
@@ -54,10 +56,10 @@ def _check(rate: int, frames: int, channels: int) -> None:
         raise ValueError(f"the header says {rate} samples a second, which no recording has")
     if frames < 1:
         raise ValueError("the recording has no samples")
-    if frames * channels > MAX_SAMPLES:
+    if frames > LONGEST * rate or frames * channels > MAX_SAMPLES:
         raise ValueError(
-            f"the recording is {frames / rate / 3600:.1f} hours long ({frames:,} samples of {channels} channel(s)), "
-            f"more than {MAX_SAMPLES:,} samples: cut it"
+            f"a recording of {frames / rate / 3600:.1f} hours, {frames:,} samples of {channels} channel(s); "
+            f"{LONGEST // 3600} hours and {MAX_SAMPLES:,} samples are the most that is read: cut it into pieces"
         )
 
 

@@ -30,20 +30,19 @@ class BatchMemory:
 
     def __init__(self, rows: int) -> None:
         self._rows = rows
-        self._blocks: dict[str, Tensor] = {}
+        self._blocks: dict[str, tuple[Tensor, torch.Size, torch.dtype]] = {}
 
-    def put(self, row: int, sample: dict[str, Any]) -> dict[str, Any]:
-        """The sample with its pictures, tensors (C, H, W) on the CPU, moved to their row; the rest as it is."""
-        moved = {}
+    def put(self, row: int, sample: dict[str, Any]) -> None:
+        """Move a sample's pictures, tensors (C, H, W) on the CPU, to their row; the rest stays as it is."""
         for key, value in sample.items():
-            if isinstance(value, Tensor) and value.dim() == 3 and value.device.type == "cpu" and value.numel():
+            if isinstance(value, Tensor) and value.dim() == 3 and value.is_cpu and value.numel():
                 if key not in self._blocks:
-                    self._blocks[key] = _empty((self._rows, *value.shape), value.dtype)
-                block = self._blocks[key]
-                if block.shape[1:] == value.shape and block.dtype == value.dtype:
-                    moved[key] = block[row].copy_(value)
-                    setattr(moved[key], _PLACE, (block, row))
-        return {**sample, **moved}
+                    block = _empty((self._rows, *value.shape), value.dtype)
+                    self._blocks[key] = (block, value.shape, value.dtype)
+                block, shape, dtype = self._blocks[key]
+                if shape == value.shape and dtype == value.dtype:
+                    sample[key] = place = block[row].copy_(value)
+                    setattr(place, _PLACE, (block, row))
 
 
 def _empty(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:

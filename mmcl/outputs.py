@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +17,18 @@ Batch = dict[str, Any]
 
 SKIP = "__skip__"
 """Key that a module's `transform` sets, to a reason, in a row that can be evaluated but not trained on."""
+
+Transforming = TypeVar("Transforming", bound=Callable[..., Any])
+
+
+def takes_pixels(transform: Transforming) -> Transforming:
+    """Mark a module's `transform`: it takes pictures as arrays (H, W, 3), uint8, too, which spares copies.
+
+    A method that overrides a marked one gets `PIL.Image.Image` again, unless it is marked itself.
+    """
+    transform.takes_pixels = True  # type: ignore[attr-defined]
+    return transform
+
 
 Weights = dict[str, Tensor]
 """Effective weights of a network under canonical names: what the network computes with, adapters included."""

@@ -6,10 +6,18 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from mmcl.benchmarks.throughput import averages, kind, reader, startup, step, zscl
+from mmcl.benchmarks.throughput import averages, index, kind, reader, startup, step, zscl
 from mmcl.benchmarks.throughput.turns import Plan
 
-MEASUREMENTS = {"step": step, "kind": kind, "zscl": zscl, "averages": averages, "startup": startup, "reader": reader}
+MEASUREMENTS = {
+    "step": step,
+    "kind": kind,
+    "zscl": zscl,
+    "averages": averages,
+    "startup": startup,
+    "reader": reader,
+    "index": index,
+}
 
 
 def main(argv: Sequence[str] | None = None) -> None:

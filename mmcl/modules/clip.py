@@ -17,7 +17,7 @@ from mmcl.modules.base import Module, OptimizerBuilder
 from mmcl.modules.clip_layers import HEADS, PARTS, canonical, head, layer_scales, tower
 from mmcl.modules.clip_transform import ImageAugment, SampleTransform
 from mmcl.modules.contrastive_losses import Contrastive
-from mmcl.outputs import Batch, Objective, Outputs, Site
+from mmcl.outputs import Batch, Objective, Outputs, Site, takes_pixels
 from mmcl.schedule import Schedule
 from mmcl.stream import Stream, Task
 
@@ -132,6 +132,7 @@ class CLIPModule(Module):
     def _formatted(self, network: nn.Module) -> nn.Module:
         return network.to(memory_format=self.memory_format)  # type: ignore[call-overload, no-any-return]
 
+    @takes_pixels
     def transform(self, sample: dict[str, Any], augment: bool) -> dict[str, Any]:
         return self.samples(sample, augment)
 

@@ -70,16 +70,15 @@ class SampleTransform:
     def __call__(self, sample: dict[str, Any], augment: bool) -> dict[str, Any]:
         """Image -> (3, H, W); a text -> (L,) ids; several texts -> (n, L), or a random one of them where `augment`.
 
-        Random choices come from torch's global generator. What is neither image nor text passes.
+        An image is a picture or its pixels. Random choices come from torch's global generator. What is neither image
+        nor text passes.
 
         Raises:
             RunError: an empty text.
         """
         row = dict(sample)
         if "image" in row:
-            image = row["image"]
-            image = image if image.mode == "RGB" else image.convert("RGB")
-            row["image"] = (self.random if augment else self.plain)(image)
+            row["image"] = (self.random if augment else self.plain)(row["image"])
         if "text" in row:
             texts = [row["text"]] if isinstance(row["text"], str) else list(row["text"])
             if not texts or not all(text.strip() for text in texts):

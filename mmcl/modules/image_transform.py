@@ -6,13 +6,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from open_clip.transform import PreprocessCfg
-from PIL import Image
 from timm.data import create_transform
 from torch import Tensor
 
 from mmcl.errors import ConfigError
 from mmcl.modules.clip_transform import ImageAugment, training_transform
-from mmcl.modules.pixels import Preprocess
+from mmcl.modules.pixels import Picture, Preprocess
 
 
 class ImageTransform:
@@ -52,8 +51,6 @@ class ImageTransform:
         )
         self.random = self.plain if augment is None else training_transform(settings, augment)
 
-    def __call__(self, image: Image.Image, augment: bool) -> Tensor:
+    def __call__(self, image: Picture, augment: bool) -> Tensor:
         """Picture -> (3, H, W) float32. Random choices come from torch's global generator."""
-        image = image if image.mode == "RGB" else image.convert("RGB")
-        row: Tensor = (self.random if augment else self.plain)(image)
-        return row
+        return (self.random if augment else self.plain)(image)

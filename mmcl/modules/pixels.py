@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from open_clip.transform import MaybeConvertMode
 from PIL import Image
 from torch import Tensor
 from torchvision.transforms import Compose, Normalize, ToTensor
 
+Picture = Image.Image | npt.NDArray[np.uint8]
+"""As Pillow has it, or its pixels (H, W, 3)."""
+
 
 class Preprocess:
-    """A pipeline that ends in ``ToTensor`` and ``Normalize``, for RGB pictures.
+    """A pipeline that ends in ``ToTensor`` and ``Normalize``, for pictures.
 
     The two last steps are done in place, in one piece of memory; a picture that has its final size is neither resized,
     cropped nor copied on the way.
@@ -38,9 +42,12 @@ class Preprocess:
     def __repr__(self) -> str:
         return repr(self._pipeline)
 
-    def __call__(self, image: Image.Image) -> Tensor:
-        """RGB picture -> (3, H, W) float32."""
-        if image.size != self._keeps:
+    def __call__(self, image: Picture) -> Tensor:
+        """Picture -> (3, H, W) float32."""
+        if isinstance(image, Image.Image) and image.mode != "RGB":
+            image = image.convert("RGB")
+        if (image.size if isinstance(image, Image.Image) else image.shape[1::-1]) != self._keeps:
+            image = image if isinstance(image, Image.Image) else Image.fromarray(image)
             for step in self.steps:
                 image = step(image)
         planes = np.array(np.asarray(image).transpose(2, 0, 1), order="C")

@@ -61,11 +61,12 @@ def test_step_is_the_hand_written_loop(capsys: pytest.CaptureFixture[str]) -> No
     assert "hand-written loop" in shown and "torch" in shown
 
 
-def test_startup_and_reader(capsys: pytest.CaptureFixture[str]) -> None:
+def test_startup_reader_and_index(capsys: pytest.CaptureFixture[str]) -> None:
     main(["startup", "--blocks", "1"])
-    main(["reader", "--blocks", "1"])
+    main(["reader", "--blocks", "1", "--samples", "12", "--pixels", "32", "--batch_size", "8"])
+    main(["index", "--blocks", "1", "--samples", "2000", "--batch_size", "100"])
     shown = capsys.readouterr().out
-    assert "mmcl --version" in shown and "webdataset" in shown
+    assert "mmcl --version" in shown and "webdataset" in shown and "A task of 2,000 samples" in shown
 
 
 @pytest.mark.slow

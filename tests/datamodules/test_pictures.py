@@ -7,7 +7,7 @@ import zlib
 
 import numpy as np
 import pytest
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, PngImagePlugin
 
 from mmcl.datamodules.decode import decode
 from mmcl.datamodules.pictures import MAX_PIXELS
@@ -42,6 +42,7 @@ def test_jpeg_is_pillows_to_the_last_bit(mode, progressive, subsampling, size):
     found = decode("jpg", data)
     assert type(found) is Image.Image and found.mode == "RGB"
     assert np.array_equal(found, by_pillow(data))
+    assert np.array_equal(decode("jpg", data, as_pixels=True), found)
 
 
 def test_rare_subsampling_is_left_to_pillow():
@@ -66,6 +67,7 @@ def test_pictures_stand_upright(form, orientation):
     found = decode(form.lower(), data)
     assert found.size == ((30, 20) if orientation < 5 else (20, 30))
     assert np.array_equal(found, by_pillow(data))
+    assert np.array_equal(decode(form.lower(), data, as_pixels=True), found)
 
 
 def test_transparency_becomes_white():
@@ -198,3 +200,17 @@ def test_content_decides_among_the_formats():
     for form in ("BMP", "GIF", "TIFF"):
         with pytest.raises(ValueError, match="not a JPEG, PNG or WebP"):
             decode("png", encoded(image, form))
+
+
+@pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP"])
+def test_xmp_says_how_a_picture_is_turned_too(form):
+    xmp = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:Description tiff:Orientation="6"/></x:xmpmeta>'
+    if form == "PNG":
+        chunks = PngImagePlugin.PngInfo()
+        chunks.add_itxt("XML:com.adobe.xmp", xmp.decode())
+        data = encoded(photo(20, 30), form, pnginfo=chunks)
+    else:
+        data = encoded(photo(20, 30), form, xmp=xmp)
+    found = decode(form.lower(), data)
+    assert found.size == (20, 30)
+    assert np.array_equal(found, by_pillow(data))

@@ -3,13 +3,15 @@
 from collections import Counter
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from mmcl.collate import collate
 from mmcl.datamodules import StreamDataModule
 from mmcl.errors import ConfigError, RunError, SampleError
-from mmcl.outputs import SKIP
+from mmcl.outputs import SKIP, takes_pixels
 from mmcl.stream import Stream
 
 
@@ -44,6 +46,22 @@ def bound(source, evals=(), **options):
     data = StreamDataModule(Stream("s", [task], [EvalSet("e", s) for s in evals]), batch_size=4, **options)
     data.bind(picky, seed=0)
     return data, task
+
+
+def test_transforms_that_take_pixels_get_them(make_source):
+    def kinds(sample, augment):
+        image = sample["image"]
+        assert isinstance(image, Image.Image | np.ndarray)
+        return {"array": isinstance(image, np.ndarray), "sum": int(np.array(image).sum())}
+
+    source, found = make_source((6,)), {}
+    for mark in (lambda transform: transform, takes_pixels):
+        data, _ = bound(source)
+        data.bind(mark(lambda sample, augment: kinds(sample, augment)), seed=0)
+        (batch,) = data.eval_loader(source)
+        (array,) = set(batch["array"].tolist())
+        found[array] = batch["sum"].tolist()
+    assert found[False] == found[True]
 
 
 def test_training_replaces_what_the_module_cannot_use(make_source):

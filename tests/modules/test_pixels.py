@@ -30,7 +30,9 @@ def noise(height, width):
 def test_evaluation_is_open_clips(size, mode, target, interpolation):
     config = {"size": target, "resize_mode": mode, "interpolation": interpolation}
     image = noise(*size)
-    found = SampleTransform(config, None, None)({"image": image}, False)["image"]
+    transform = SampleTransform(config, None, None)
+    found = transform({"image": image}, False)["image"]
+    assert torch.equal(found, transform({"image": np.asarray(image)}, False)["image"])
     assert torch.equal(found, image_transform_v2(PreprocessCfg(**config), is_train=False)(image))
     assert found.is_contiguous() and found.dtype == torch.float32
 
@@ -48,7 +50,9 @@ def test_evaluation_is_timms(size, crop, mode):
         "crop_mode": mode,
     }
     image = noise(*size)
-    assert torch.equal(ImageTransform(config, None, None, None)(image, False), create_transform(**config)(image))
+    transform = ImageTransform(config, None, None, None)
+    assert torch.equal(transform(image, False), create_transform(**config)(image))
+    assert torch.equal(transform(np.asarray(image), False), transform(image, False))
 
 
 @pytest.mark.parametrize("size", [(32, 32), (40, 90)])
@@ -59,10 +63,10 @@ def test_training_is_torchvisions(size):
     assert isinstance(ours.steps[0], RandomResizedCrop)
     for seed in range(3):
         found = []
-        for transform in (ours, theirs):
+        for transform, given in ((ours, image), (ours, np.asarray(image)), (theirs, image)):
             torch.manual_seed(seed)
-            found.append(transform(image))
-        assert torch.equal(*found)
+            found.append(transform(given))
+        assert torch.equal(found[0], found[2]) and torch.equal(found[1], found[2])
 
 
 def test_the_picture_is_left_alone_and_the_transform_travels():
@@ -74,6 +78,14 @@ def test_the_picture_is_left_alone_and_the_transform_travels():
     row.zero_()
     assert np.array_equal(image, before)
     assert torch.equal(transform({"image": image}, False)["image"], expected)
+
+
+def test_modes_other_than_rgb_are_converted():
+    transform = SampleTransform({"size": 32}, None, None)
+    image = noise(32, 32).convert("L")
+    assert torch.equal(
+        transform({"image": image}, False)["image"], transform({"image": image.convert("RGB")}, False)["image"]
+    )
 
 
 def test_other_pipelines_are_refused():
