@@ -93,6 +93,7 @@ class BatchDataset(Dataset[dict[str, Any]]):
             `mmcl.outputs.takes_pixels`.
         collate: the module's.
         domain: the task's position in the stream; -1 outside of tasks.
+        domains: name of a task -> its position, for sources that say whose data they are.
         purpose: ``train`` replaces a bad sample by the next one; ``pass`` does too and marks it as not valid; ``eval``
             stops at it. ``eval`` keeps all captions of a sample; the others choose one.
         augment: whether sources that may be augmented are.
@@ -105,13 +106,14 @@ class BatchDataset(Dataset[dict[str, Any]]):
         transform: Transform,
         collate: Collate,
         domain: int,
+        domains: Mapping[str, int],
         purpose: Purpose,
         augment: bool,
     ) -> None:
         self._pools, self._sides = list(pools), dict(sides)
         self._transform, self._collate = transform, collate
         self._as_pixels = bool(getattr(transform, "takes_pixels", False))
-        self._domain, self._purpose, self._augment = domain, purpose, augment
+        self._domain, self._domains, self._purpose, self._augment = domain, domains, purpose, augment
         mixed = [pool for i, pool in enumerate(self._pools) if i not in self._sides]
         self._labelled = any(pool.has_labels for pool in mixed)
 
@@ -163,7 +165,10 @@ class BatchDataset(Dataset[dict[str, Any]]):
         pool = self._pools[draw.pool]
         reader, place = pool.locate(index)
         seed = mix(pool.seed, draw.epoch, index)
-        domain = -1 if draw.pool in self._sides else self._domain  # a side batch is of no task
+        if (owner := reader.source.task) is not None:
+            domain = self._domains[owner]
+        else:
+            domain = -1 if draw.pool in self._sides else self._domain  # a side batch is of no task
         sample = reader.read(place, self._as_pixels)
         if labelled:  # of the shards; labels that a transform makes are its own
             sample.setdefault("labels", NO_LABEL)

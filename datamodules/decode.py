@@ -65,8 +65,7 @@ def _unicode(data: bytes) -> str:
 
 
 def _text(data: bytes) -> str:
-    text = _unicode(data).strip()
-    return text
+    return _unicode(data).strip()
 
 
 def _label(data: bytes) -> int:

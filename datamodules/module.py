@@ -21,7 +21,7 @@ from mmcl.datamodules.reader import SourceReader
 from mmcl.datamodules.sampler import Cut, Part, PassBatches, TrainBatches, choose
 from mmcl.errors import ConfigError
 from mmcl.outputs import Packing
-from mmcl.stream import Source, Stream, Task
+from mmcl.stream import Source, Stream, Task, TaskSamples
 
 _KEPT_READERS = 256
 
@@ -139,13 +139,13 @@ class StreamDataModule(LightningDataModule):
         """
         self._check_divides(self.batch_size, "`batch_size`")
         for task in self.stream.tasks:
-            for source in task.train:
+            for source in _all(task.train):
                 with _at(f"task '{task.name}'"):
                     reader = self._open(source)
                     reader.check_captions()
                 if task.class_names is not None:
                     reader.check_labels(task.class_names, f"task '{task.name}'")
-            for source in task.mix:
+            for source in _all(task.mix):
                 with _at(f"task '{task.name}'"):
                     self._open(source).check_captions()
             self.plan(task, task.mix)
@@ -164,11 +164,25 @@ class StreamDataModule(LightningDataModule):
 
     def count(self, source: Source) -> int:
         """Samples of a source."""
-        return len(self._open(source))
+        return sum(len(self._open(part)) for part in source.all)
 
     def captions(self, source: Source) -> Iterator[str]:
         """All captions of a source, in the order of its samples."""
-        return self._open(source).texts()
+        for part in source.all:
+            yield from self._open(part).texts()
+
+    def task_samples(self, task: Task) -> TaskSamples:
+        """Sources, keys and labels of a task's own samples, in the order of a pass, without reading the shards.
+
+        Of documents that are packed into blocks these are the documents.
+        """
+        readers = [SourceReader(source, self.cache) for source in _all(task.train)]
+        found = [reader.labels() for reader in readers]
+        return TaskSamples(
+            [number for number, reader in enumerate(readers) for _ in range(len(reader))],
+            [reader.key(i) for reader in readers for i in range(len(reader))],
+            None if any(x is None for x in found) else [int(label) for x in found if x is not None for label in x],
+        )
 
     def plan(self, task: Task, extra: Sequence[Source] = ()) -> BatchPlan:
         """What one step of a task sees and how many steps there are.
@@ -248,7 +262,7 @@ class StreamDataModule(LightningDataModule):
             limit: take a fixed choice of so many samples, a function of `seed` and the source's name.
             seed: of that choice.
         """
-        pool = Pool(source.name, [self._open(source)], derive(seed, "eval", source.name))
+        pool = Pool(source.name, [self._open(part) for part in source.all], derive(seed, "eval", source.name))
         return self._pass([pool], limit, self.eval_batch_size, "eval", -1, False)
 
     def pass_loader(
@@ -296,11 +310,12 @@ class StreamDataModule(LightningDataModule):
     ) -> StreamLoader:
         if self._transform is None:
             raise RuntimeError("StreamDataModule.bind comes before its loaders")
-        dataset = BatchDataset(pools, sides, self._transform, self._collate, domain, purpose, augment)
+        domains = {task.name: i for i, task in enumerate(self.stream.tasks)}
+        dataset = BatchDataset(pools, sides, self._transform, self._collate, domain, domains, purpose, augment)
         return StreamLoader(dataset, batches, self.note_bad, self.bad, draws, self.workers, self.pin_memory)
 
     def _pool(self, name: str, sources: Sequence[Source], task: Task) -> Pool:
-        return Pool(name, [self._open(s) for s in sources], derive(self._seed, task.name, name))
+        return Pool(name, [self._open(s) for s in _all(sources)], derive(self._seed, task.name, name))
 
     def _order(self, pool: Pool, chunk: int) -> Order:
         if self.bucket > 1 and not pool.ordered:
@@ -326,6 +341,10 @@ class StreamDataModule(LightningDataModule):
                 f"{what} ({size}) does not divide by {self._cut.world_size} processes x {self._cut.accumulate} "
                 f"accumulated batches; take a multiple of {self._cut.parts}"
             )
+
+
+def _all(sources: Sequence[Source]) -> list[Source]:
+    return [part for source in sources for part in source.all]
 
 
 @contextmanager

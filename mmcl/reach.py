@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from mmcl import checkpoint, distributed, seeds, weights
 from mmcl.errors import ConfigError
 from mmcl.outputs import Batch, Weights, move
-from mmcl.stream import Source, Stream, Task
+from mmcl.stream import Source, Stream, Task, TaskSamples
 
 STABLE = ("initial", "start")
 TEXTS_AT_ONCE = 256
@@ -80,6 +80,11 @@ class RunReach:
         """A source in fixed order without augmentation, every sample once over all ranks, on the device."""
         for batch in self.data.eval_loader(source):
             yield move(batch, self.device)
+
+    def task_samples(self, task: Task) -> TaskSamples:
+        """Keys and labels of a task's own samples, out of the index alone."""
+        found: TaskSamples = self.data.task_samples(task)
+        return found
 
     # -- snapshots and teachers -----------------------------------------------------------------------------------
 

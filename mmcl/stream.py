@@ -9,7 +9,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from mmcl.errors import ConfigError, near
 from mmcl.schedule import Schedule
@@ -37,6 +37,8 @@ class Source:
             (image: jpg jpeg png webp; audio: wav flac ogg mp3; text: txt json; labels: cls).
         labels: class label in the shards -> label in the task, for sources that hold more classes than the task.
         ordered: take the samples in the order of the shards instead of shuffled (task-free streams).
+        task: the task of the stream whose data these are, where another one trains on them: rows keep its ``domain``,
+            and with it their labels and their language. None: the task at hand.
     """
 
     shards: Sequence[str]
@@ -49,6 +51,7 @@ class Source:
     fields: Mapping[str, Sequence[str]] | None = None
     labels: Mapping[int, int] | None = None
     ordered: bool = False
+    task: str | None = None
 
     def __post_init__(self) -> None:
         if isinstance(self.shards, str) or not self.shards:
@@ -61,6 +64,27 @@ class Source:
             raise ConfigError(
                 f"source '{self.name}': a side source has a batch of its own; give `batch_size`, not `share`"
             )
+
+    @property
+    def all(self) -> tuple[Source, ...]:
+        """The source; of a joined one its parts too."""
+        return (self,)
+
+
+@dataclass(frozen=True)
+class JoinedSource(Source):
+    """Several sources that are drawn as one.
+
+    Args:
+        parts: the others; their own names, roles and shares do not count.
+    """
+
+    parts: Sequence[Source] = ()
+
+    @property
+    def all(self) -> tuple[Source, ...]:
+        """The source and its parts."""
+        return (self, *(whole for part in self.parts for whole in part.all))
 
 
 @dataclass(frozen=True)
@@ -167,6 +191,20 @@ class Task:
             raise ConfigError(f"task '{self.name}': segment {self.segment} is not a positive number of steps")
         object.__setattr__(self, "class_names", _names(f"task '{self.name}'", self.class_names))
         _check_templates(f"task '{self.name}'", self.templates)
+
+
+class TaskSamples(NamedTuple):
+    """What a task's own data hold, out of the index alone, in the order of a pass over them.
+
+    Attributes:
+        sources: for each sample the number of its source among the task's own.
+        keys: sample keys.
+        labels: class labels in the task's numbering; None where a source has none.
+    """
+
+    sources: Sequence[int]
+    keys: Sequence[str]
+    labels: Sequence[int] | None
 
 
 @dataclass(frozen=True)

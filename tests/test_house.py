@@ -42,6 +42,7 @@ CORE = {
     "tools": {"outputs"},
     "schedule": {"functional"},
     "strategy": {"outputs", "schedule", "stream"},
+    "replay": {"functional", "stream"},
     "metrics": {"functional", "tools", *CONTRACT},
     "modules": {"functional", "schedule", "tools", *CONTRACT},
     "runner": {"metrics", "modules", "schedule", "tools", *CONTRACT},

@@ -104,6 +104,11 @@ class ClassTextCrossEntropy(Objective):
         if labels.device.type == "cpu" or not self._checked:  # on a GPU the look costs a wait: once a task
             self._checked = True
             self._check_labels(labels)
+            if "domain" in batch and len(domains := batch["domain"][batch["labels"] != IGNORED].unique()) > 1:
+                raise ConfigError(
+                    f"ClassTextCrossEntropy: a batch holds labels of tasks {', '.join(map(str, domains.tolist()))}, "
+                    "and its texts are those of one; replay with the objective Contrastive, or without labels"
+                )
         self._tokens = self._tokens.to(batch["labels"].device)
         kept = {k: v for k, v in batch.items() if k not in ("text", "text_rows")}
         return {**kept, "class_text": self._tokens}

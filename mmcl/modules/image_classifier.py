@@ -182,10 +182,15 @@ class ImageClassifierModule(Module):
             for source in task.train:
                 _check_fields(f"task '{task.name}'", source.fields)
             for source in task.mix:
-                if source.labels is None and (source.fields is None or "labels" in source.fields):
+                if (
+                    source.task is None
+                    and source.labels is None
+                    and (source.fields is None or "labels" in source.fields)
+                ):
                     raise ConfigError(
                         f"task '{task.name}': labels of the mixed source '{source.name}' would count as this task's "
-                        "classes; map them with its `labels`, or leave them out of its `fields`"
+                        "classes; say whose they are with its `task`, map them with its `labels`, or leave them out of "
+                        "its `fields`"
                     )
         for evalset in stream.evals:
             where = f"evaluation set '{evalset.name}'"

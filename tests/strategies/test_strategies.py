@@ -20,6 +20,7 @@ from mmcl.outputs import Outputs
 from mmcl.strategies import (
     ZSCL,
     Distillation,
+    ExperienceReplay,
     Frozen,
     LwF,
     MomentumInterpolation,
@@ -32,6 +33,7 @@ from mmcl.stream import Source, Stream
 
 ALL: list[Callable[[], Strategy]] = [
     lambda: Distillation(texts="all"),
+    lambda: ExperienceReplay(6, rule="k_means"),
     Frozen,
     LwF,
     lambda: MomentumInterpolation(0.9),
@@ -123,6 +125,8 @@ BAD: list[tuple[Callable[[], Any], str]] = [
     (lambda: Distillation(reference=None, texts="all"), "give `reference`"),
     (lambda: Distillation(cache_images=True), "cache_images needs"),
     (lambda: Distillation(texts="al"), "texts 'al' is neither 'batch', 'all' nor a text file"),
+    (lambda: ExperienceReplay(4, share=1.0), "share is 1.0"),
+    (lambda: ExperienceReplay(0), "a buffer of 0 samples"),
     (lambda: LwF(temperature=-1), "temperature is -1"),
     (lambda: MomentumInterpolation(1.5), "decay is 1.5"),
     (lambda: MomentumInterpolation(interval=0), "interval is 0"),

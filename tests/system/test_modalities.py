@@ -20,6 +20,7 @@ from mmcl import Strategy
 from mmcl.outputs import Batch, Forward, Outputs
 from mmcl.strategies import (
     Distillation,
+    ExperienceReplay,
     LwF,
     MomentumInterpolation,
     WeightConsolidation,
@@ -41,7 +42,7 @@ def strategies(name: str, case: str) -> list[Strategy]:
         return [LwF(), WeightEnsemble(2), WeightConsolidation(0.01)]
     if name == "momentum":
         return [Distillation("initial", None, on=on), MomentumInterpolation(0.9)]
-    return [WeightInterpolation(0.5, alphas=(0.0, 1.0))]
+    return [WeightInterpolation(0.5, alphas=(0.0, 1.0)), ExperienceReplay(6)]
 
 
 class Cut(BaseException):
@@ -111,7 +112,7 @@ def test_an_interrupted_run_ends_with_the_same_weights(case: str, shards: Path, 
     """Cut in the first task, in the evaluation after it and in the second task, and continued from the disk."""
 
     def with_cut(stage: str = "fit", count: int = 0) -> list[Strategy]:
-        return [LwF(), MomentumInterpolation(0.9), cut_at(stage, count)]
+        return [LwF(), MomentumInterpolation(0.9), ExperienceReplay(6), cut_at(stage, count)]
 
     whole = cases.run(case, shards / case, tmp_path / "whole", with_cut())
     cut = tmp_path / "cut"

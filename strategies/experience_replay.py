@@ -1,0 +1,74 @@
+"""Samples of earlier tasks in every batch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mmcl import distributed
+from mmcl.errors import ConfigError
+from mmcl.replay import ReplayBuffer, Rule
+from mmcl.strategy import DataPass, Strategy
+from mmcl.stream import Source, Stream, Task
+
+
+class ExperienceReplay(Strategy):
+    """Part of every batch is drawn from a memory of earlier tasks (Chaudhry et al., 2019: tiny episodic memories).
+
+    The memory changes when a task ends and holds keys, not tensors: what is replayed is read from the earlier tasks'
+    shards and augmented anew, and counts in the module's own loss with its own labels and language.
+
+    Args:
+        size: samples of the memory.
+        share: part of the batch that is replayed from the second task on. One half is the usual choice; FoMo-in-Flux
+            has 0.33.
+        rule: how samples are chosen, see `mmcl.replay.ReplayBuffer`.
+        feature: name among the module's features that ``herding`` and ``k_means`` look at.
+
+    Raises:
+        ConfigError: an argument is out of range.
+
+    Differences from the published code: the reservoir is drawn by hashes of the samples' names over all tasks, where
+    the code draws while it trains; each sample of a task that ended has the same chance either way.
+    """
+
+    def __init__(self, size: int, share: float = 0.5, rule: Rule = "reservoir", feature: str = "image") -> None:
+        super().__init__()
+        if not 0 < share < 1:
+            raise ConfigError(f"ExperienceReplay: share is {share}; it must be above 0 and below 1")
+        self.buffer = ReplayBuffer(size, rule)
+        self.share, self.feature = share, feature
+        if self.buffer.needs_features:
+            self.needs = frozenset({"features"})
+
+    def setup(self, stream: Stream) -> None:
+        self.buffer.seed = self.reach.seed
+
+    def sources(self, task: Task) -> Sequence[Source]:
+        found = self.buffer.source(self.stream.tasks, self.name, share=self.share)
+        return [] if found is None else [found]
+
+    def on_task_end(self, task: Task, data: DataPass) -> None:
+        samples = self.reach.task_samples(task)
+        self.buffer.add(task.name, samples, self._features(data) if self.buffer.needs_features else None)
+
+    @torch.no_grad()
+    def _features(self, data: DataPass) -> Tensor:
+        rows, places = [], []
+        for batch in data():
+            rows.append(self.module(batch).features[self.feature].float())
+            places.append(batch["__index__"])
+        # The last batch of a pass repeats a sample to fill up: the same row under the same number.
+        found, index = distributed.gather(torch.cat(rows)), distributed.gather(torch.cat(places))
+        table = found.new_zeros((int(index.max()) + 1, found.shape[1]))
+        table[index] = found
+        return table
+
+    def export_state(self) -> dict[str, Any]:
+        return self.buffer.state()
+
+    def import_state(self, state: Mapping[str, Any]) -> None:
+        self.buffer.load(state)
