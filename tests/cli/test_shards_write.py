@@ -73,7 +73,7 @@ def test_bad_rows_end_with_one_line_and_code_1(birds: Path, mmcl: Callable[..., 
             "--text says nothing about a folder of pictures (birds); leave it out",
         ),
         (("birds/*.tar", "--to", "out"), "no shard matches"),
-        (("https://x.org/a.tar", "--to", "out"), "URL scheme"),
+        (("https://x.org/a.tar", "--to", "out"), "is not local"),
     ],
 )
 def test_refusals_are_one_line_and_write_nothing(
