@@ -8,11 +8,37 @@ from mmcl.functional.distillation import (
     topology_preservation_loss,
     zscl_loss,
 )
+from mmcl.functional.prototypes import (
+    align_classifier,
+    class_gaussians,
+    class_means,
+    class_sums,
+    cosine_face_loss,
+    nearest_mean_logits,
+    shifted_means,
+    subspace_logits,
+    synthesized_means,
+)
 from mmcl.functional.regularization import ewc_penalty, l2_gradients, l2_penalty
+from mmcl.functional.ridge import (
+    cross_validated_ridge,
+    random_expansion,
+    random_projection_ridge,
+    ridge_logits,
+    solve_ridge,
+    sparse_projection,
+    top_activations,
+)
 from mmcl.functional.schedules import constant, infinite, rewarm, warmup_cosine
 
 __all__ = [
+    "align_classifier",
+    "class_gaussians",
+    "class_means",
+    "class_sums",
     "constant",
+    "cosine_face_loss",
+    "cross_validated_ridge",
     "distillation_loss",
     "ema",
     "ewc_penalty",
@@ -21,9 +47,19 @@ __all__ = [
     "interpolate",
     "l2_gradients",
     "l2_penalty",
+    "nearest_mean_logits",
+    "random_expansion",
+    "random_projection_ridge",
     "rewarm",
+    "ridge_logits",
     "running_average",
+    "shifted_means",
     "similarity_distillation_loss",
+    "solve_ridge",
+    "sparse_projection",
+    "subspace_logits",
+    "synthesized_means",
+    "top_activations",
     "topology_preservation_loss",
     "warmup_cosine",
     "zscl_loss",
