@@ -45,8 +45,9 @@ class ModuleContract(Protocol):
     Attributes:
         network: the one `nn.Module` that is trained, averaged, snapshotted, copied as a teacher and exported.
         objective: the task's own loss.
-        provides: output names (``features``, ``logits``, ``tokens``, ``logit_scale``, ``features.image``, ...) and site
-            kinds (``sites.linear``, ...) that it offers.
+        provides: output names (``features``, ``logits``, ``tokens``, ``logit_scale``, ``features.image``, ...), site
+            kinds (``sites.linear``, ...) and the kind of its head (``head.linear``, ``head.cosine``).
+        classifier: the layer of `network` that makes `logits` over classes out of one vector of features, or None.
         probes: kinds of evaluation that it can do.
         distillable: which of its outputs a teacher can hold a student to, the usual one first: ``similarities`` of the
             features in `pair`, ``logits`` over classes, tokens or frames, ``tokens`` (vectors of tokens or frames),
@@ -78,6 +79,8 @@ class ModuleContract(Protocol):
     lr: float
     schedule: Schedule
 
+    @property
+    def classifier(self) -> nn.Module | None: ...
     def __call__(self, batch: Batch) -> Outputs: ...
     def compute(self, network: nn.Module, batch: Batch) -> Outputs: ...
     def generate(self, batch: Batch, **options: Any) -> Outputs: ...

@@ -108,7 +108,7 @@ def align_classifier(
             eps = None if noise is None else noise[epoch]
             drawn = _drawn(centres, factors, samples, eps, generator).to(dtype)
             order = torch.randperm(count * samples, generator=generator) if orders is None else orders[epoch]
-            for rows in order.to(device).split(samples):
+            for rows in torch.split(order.to(device), samples):
                 logits = F.linear(drawn[rows], *trained)
                 loss = alignment_loss(logits, targets[rows], heads, temperature=temperature)
                 for value, gradient in zip(trained, torch.autograd.grad(loss, trained), strict=True):
@@ -121,6 +121,7 @@ def align_classifier(
 
 def _factors(covariances: Tensor) -> Tensor:
     """(G, D, D) float64 Cholesky factors."""
+    factors: Tensor
     factors, wrong = torch.linalg.cholesky_ex(covariances.double())
     if bool(wrong.any()):
         raise MmclError(f"covariance {int(wrong.nonzero()[0])} is not positive definite; measure it with more jitter")

@@ -197,7 +197,7 @@ def cosine_face_loss(cosines: Tensor, targets: Tensor, *, scale: float = 20.0, m
 def _classes(features: Tensor, labels: Tensor, classes: Sequence[int] | None) -> list[int]:
     if features.ndim != 2 or labels.shape != features.shape[:1]:
         raise MmclError(f"features {tuple(features.shape)} and labels {tuple(labels.shape)} do not match")
-    present = labels.unique().tolist()
+    present: list[int] = torch.unique(labels).tolist()
     chosen = present if classes is None else list(classes)
     for c in chosen:
         if c not in present:

@@ -103,7 +103,7 @@ def add_gram(
         keep: likewise.
     """
     with no_autocast(gram):
-        for rows, own in zip(features.split(ROWS), labels.split(ROWS), strict=True):
+        for rows, own in zip(torch.split(features, ROWS), torch.split(labels, ROWS), strict=True):
             hidden = random_expansion(rows, projection, keep=keep).to(gram.dtype)
             gram.addmm_(hidden.T, hidden)
             cross.addmm_(hidden.T, F.one_hot(own.long(), cross.shape[1]).to(cross.dtype))
@@ -118,7 +118,8 @@ def solve_ridge(gram: Tensor, cross: Tensor, ridge: float) -> Tensor:
     system = gram.clone()
     system.diagonal().add_(ridge)
     with no_autocast(gram):
-        return torch.linalg.solve(system, cross).T.contiguous()
+        solved: Tensor = torch.linalg.solve(system, cross)
+    return solved.T.contiguous()
 
 
 def random_projection_ridge(
@@ -190,7 +191,7 @@ def _held_out_error(
     weight: Tensor, features: Tensor, labels: Tensor, projection: Tensor | None, keep: int | None
 ) -> Tensor:
     total = weight.new_zeros(())
-    for rows, own in zip(features.split(ROWS), labels.split(ROWS), strict=True):
+    for rows, own in zip(torch.split(features, ROWS), torch.split(labels, ROWS), strict=True):
         hidden = random_expansion(rows, projection, keep=keep).to(weight.dtype)
         with no_autocast(hidden):
             total += (hidden @ weight.T - F.one_hot(own.long(), len(weight))).square().sum()

@@ -180,6 +180,11 @@ class Module(Recorded, pl.LightningModule):
             group["param_names"].append(name)
         return list(groups.values())
 
+    @property
+    def classifier(self) -> nn.Module | None:
+        """The layer of `network` that makes `logits` over classes out of one vector of features, where there is one."""
+        return None
+
     def lr_scale(self, name: str) -> float:
         """Factor on the learning rate of one parameter (layer-wise rates)."""
         return 1.0

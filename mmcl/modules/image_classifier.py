@@ -13,6 +13,7 @@ from mmcl.errors import ConfigError, near
 from mmcl.modules import image_network, image_source
 from mmcl.modules.base import Module, OptimizerBuilder
 from mmcl.modules.clip_transform import ImageAugment
+from mmcl.modules.image_heads import KINDS, HeadKind
 from mmcl.modules.image_network import ImageNetwork
 from mmcl.modules.image_objective import CANDIDATES, MaskedCrossEntropy
 from mmcl.modules.image_transform import ImageTransform
@@ -29,7 +30,7 @@ AUGMENT = ImageAugment(scale=(0.6, 1.0), hflip=True)
 
 
 class ImageClassifierModule(Module):
-    """A backbone of timm and one linear head over the classes of all tasks.
+    """A backbone of timm and one head over the classes of all tasks.
 
     The head's columns are the ordered union of the tasks' `class_names` (`mmcl.modules.labels.LabelSpace`): new names
     are new classes (class-incremental), known ones the same classes again (domain-incremental). ``labels`` count within
@@ -42,6 +43,10 @@ class ImageClassifierModule(Module):
         checkpoint: file of weights (safetensors, or torch's format without code), also of mmcl.
         random_init: ignore a folder's weights.
         head: ``masked`` has the rows of all tasks from the start; ``growing`` gets a task's rows when the task begins.
+        head_kind: ``linear``, or ``cosine``: a scaled cosine of features and rows, so that no class is preferred for
+            the length of its row.
+        head_scale: factor on the cosines; where it is learned, at the start.
+        learn_scale: whether the factor trains with the head.
         train_classes: what the loss chooses among: the classes of the row's ``task``, those ``seen`` so far, ``all``.
         eval_classes: what `top1` chooses among: the classes ``seen`` so far, ``all``, or those of the evaluation set
             (``task``).
@@ -76,6 +81,9 @@ class ImageClassifierModule(Module):
         checkpoint: str | None = None,
         random_init: bool = False,
         head: Literal["masked", "growing"] = "masked",
+        head_kind: HeadKind = "linear",
+        head_scale: float = 16.0,
+        learn_scale: bool = True,
         train_classes: Literal["task", "seen", "all"] = "task",
         eval_classes: Literal["task", "seen", "all"] = "seen",
         class_names: Sequence[str] | None = None,
@@ -96,16 +104,20 @@ class ImageClassifierModule(Module):
         super().__init__(objective or MaskedCrossEntropy(), lr, weight_decay, betas, schedule, optimizer)
         for name, value, known in (
             ("head", head, ("masked", "growing")),
+            ("head_kind", head_kind, KINDS),
             ("train_classes", train_classes, CHOICES),
             ("eval_classes", eval_classes, CHOICES),
             *(("trainable", part, PARTS) for part in trainable),
         ):
             if value not in known:
                 raise ConfigError(f"ImageClassifierModule: {name} '{value}' is unknown; {near(value, known)}")
-        if head_lr_scale <= 0:
-            raise ConfigError(f"ImageClassifierModule: head_lr_scale is {head_lr_scale}; it must be positive")
+        for name, factor in (("head_lr_scale", head_lr_scale), ("head_scale", head_scale)):
+            if factor <= 0:
+                raise ConfigError(f"ImageClassifierModule: {name} is {factor}; it must be positive")
         from timm.data import resolve_model_data_config
 
+        self.provides = self.provides | {f"head.{head_kind}"}
+        self._head = (head_kind, head_scale, learn_scale)
         self.kind, self.train_classes, self.eval_classes = head, train_classes, eval_classes
         self.trainable = frozenset(trainable)
         self.freeze_norm, self.head_lr_scale = freeze_norm, head_lr_scale
@@ -117,7 +129,7 @@ class ImageClassifierModule(Module):
         self.pictures = ImageTransform(resolve_model_data_config(backbone), image_size, crop, augment)
         self.labels = LabelSpace(() if class_names is None else (tuple(class_names),))
         self.position = -1 if class_names is None else 0
-        self.network = self._formatted(ImageNetwork(backbone, len(self.labels.names)))
+        self.network = self._formatted(ImageNetwork(backbone, len(self.labels.names), *self._head))
         self._masks: tuple[Tensor, Tensor]
         self._choose()
 
@@ -152,7 +164,7 @@ class ImageClassifierModule(Module):
 
     def build_network(self) -> nn.Module:
         with torch.random.fork_rng(devices=[]):  # a teacher must not move the random numbers of the run
-            return self._formatted(ImageNetwork(self.source.build(self.image_size), self._network.classes))
+            return self._formatted(ImageNetwork(self.source.build(self.image_size), self._network.classes, *self._head))
 
     @takes_pixels
     def transform(self, sample: dict[str, Any], augment: bool) -> dict[str, Any]:
@@ -218,6 +230,10 @@ class ImageClassifierModule(Module):
     def seen(self) -> int:
         """How many classes the tasks so far have: the first columns."""
         return self.labels.seen(self.position) if self.position >= 0 else 0
+
+    @property
+    def classifier(self) -> nn.Module:
+        return self._network.head
 
     @property
     def _network(self) -> ImageNetwork:

@@ -1,4 +1,4 @@
-"""A backbone of timm with a linear head that can grow, and its export as one model of timm."""
+"""A backbone of timm with a head that can grow, and its export as one model of timm."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ from torch import Tensor, nn
 
 from mmcl import weights
 from mmcl.errors import ConfigError
+from mmcl.modules import image_heads
+from mmcl.modules.image_heads import HeadKind, LinearHead
 from mmcl.modules.places import line
 
 STD = 0.01
@@ -21,18 +23,23 @@ STD = 0.01
 
 
 class ImageNetwork(nn.Module):
-    """Backbone and linear head.
+    """Backbone and head.
 
     Args:
         backbone: pictures (B, 3, H, W) -> features (B, D); of timm, without its own head.
         classes: rows of the head, filled at random.
+        kind: of the head.
+        scale: of a cosine head.
+        learned: whether a cosine head's scale is a parameter.
     """
 
-    def __init__(self, backbone: nn.Module, classes: int) -> None:
+    def __init__(
+        self, backbone: nn.Module, classes: int, kind: HeadKind = "linear", scale: float = 1.0, learned: bool = True
+    ) -> None:
         super().__init__()
         self.backbone = backbone
-        size = getattr(backbone, "head_hidden_size", None) or backbone.num_features
-        self.head = _linear(torch.empty(0, int(size)), torch.empty(0))  # type: ignore[arg-type]
+        size: Any = getattr(backbone, "head_hidden_size", None) or backbone.num_features
+        self.head = image_heads.make(kind, int(size), scale, learned)
         self.extend(classes)
 
     @property
@@ -51,23 +58,12 @@ class ImageNetwork(nn.Module):
         New rows are a function of the seed that the random state started from, and leave that state alone.
         """
         generator = torch.Generator().manual_seed(torch.initial_seed())
-        old = self.head
-        fresh = torch.randn(classes - old.out_features, old.in_features, generator=generator) * STD
-        weight = torch.cat([old.weight.detach(), fresh.to(old.weight)])
-        bias = torch.cat([old.bias.detach(), fresh.new_zeros(len(fresh)).to(old.bias)])
-        self.head = _linear(weight, bias)
+        self.head.append(torch.randn(classes - self.classes, self.head.in_features, generator=generator) * STD)
 
     def restart(self, classes: int) -> None:
         """A new head of so many rows."""
-        self.head = _linear(self.head.weight.detach()[:0], self.head.bias.detach()[:0])
+        self.head.clear()
         self.extend(classes)
-
-
-def _linear(weight: Tensor, bias: Tensor) -> nn.Linear:
-    """A layer with these parameters; `nn.Linear` itself warns of layers without rows."""
-    layer = nn.Linear(weight.shape[1], 1, device="meta")
-    layer.weight, layer.bias, layer.out_features = nn.Parameter(weight), nn.Parameter(bias), len(weight)
-    return layer
 
 
 def export(
@@ -84,8 +80,11 @@ def export(
         folder: exists and is empty.
 
     Raises:
-        ConfigError: the head has no rows yet, or timm's own one of this architecture is no single linear layer.
+        ConfigError: the head is a cosine one or has no rows yet, or timm's own one of this architecture is no single
+            linear layer.
     """
+    if not isinstance(network.head, LinearHead):
+        raise ConfigError("export: timm's models have no cosine head; --format safetensors has the weights")
     if not network.classes:
         raise ConfigError("export: the head has no classes before the first task; choose a later --ckpt_path")
     size = {"img_size": data["input_size"][-1]} if fixed else {}

@@ -180,6 +180,35 @@ def test_parts_train_and_norms_keep_their_statistics() -> None:
     assert not torch.equal(free.network.backbone.bn1.running_mean, before)
 
 
+def test_a_cosine_head_scales_cosines_and_grows() -> None:
+    module = make(head="growing", head_kind="cosine", head_scale=5.0).eval()
+    for each in ANIMALS.tasks[:2]:
+        module.grow(each)
+    images = torch.randn(4, 3, 32, 32)
+    outputs = module({"image": images})
+    head, features = module.classifier, outputs.features["image"]
+    expected = torch.stack([F.cosine_similarity(features, row[None]) for row in head.weight], dim=1)
+    torch.testing.assert_close(outputs.logits, 5 * expected)
+    head.weight.data *= torch.tensor([[1.0], [20.0], [0.1]])
+    torch.testing.assert_close(module({"image": images}).logits, outputs.logits)  # no row counts for its length
+    assert {n for n, _ in head.named_parameters()} == {"weight", "scale"} and head.out_features == 3
+    teacher = module.build_network()
+    assert {k: v.shape for k, v in teacher.state_dict().items()} == {
+        k: v.shape for k, v in module.network.state_dict().items()
+    }
+    fixed = make(head_kind="cosine", learn_scale=False)
+    assert "head.scale" not in dict(fixed.network.named_parameters()) and fixed.classifier.scale == 16.0
+    assert "head.cosine" in fixed.provides and "head.linear" not in fixed.provides
+    assert "head.linear" in make().provides
+
+
+def test_a_vision_transformer_s_feature_is_its_class_token() -> None:
+    module = make(model="test_vit").eval()
+    images = torch.randn(2, 3, 32, 32)
+    tokens = module.network.backbone.forward_features(images)
+    assert torch.equal(module({"image": images}).features["image"], tokens[:, 0])
+
+
 # -- the loss -------------------------------------------------------------------------------------------------------
 
 
@@ -334,6 +363,12 @@ def test_weights_that_do_not_fit_are_refused(tmp_path: Path) -> None:
         make(model=f"local-dir:{tmp_path.parent}")
     with pytest.raises(ConfigError, match=r"head 'growin' is unknown; did you mean growing\?"):
         make(head="growin")
+    with pytest.raises(ConfigError, match=r"head_kind 'cosin' is unknown; did you mean cosine\?"):
+        make(head_kind="cosin")
+    with pytest.raises(ConfigError, match="head_scale is 0"):
+        make(head_kind="cosine", head_scale=0)
+    with pytest.raises(ConfigError, match=r"timm's models have no cosine head; --format safetensors"):
+        make(head_kind="cosine").export(tmp_path, "timm")
     with pytest.raises(ConfigError, match="head_lr_scale is 0"):
         make(head_lr_scale=0)
     with pytest.raises(ConfigError, match="crop is 2"):
