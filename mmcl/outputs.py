@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
@@ -60,6 +60,7 @@ class Outputs:
         known: (C,) columns of `logits` that had been trained before the task at hand; None where all had.
         logit_scale: scalar, already exponentiated.
         texts: what was generated or decoded, one for each row.
+        rescore: what a strategy makes of logits (B, K) over K classes that a probe names; None leaves them as they are.
         extra: anything else, by name (SigLIP's ``logit_bias``).
     """
 
@@ -71,6 +72,7 @@ class Outputs:
     known: Tensor | None = None
     logit_scale: Tensor | None = None
     texts: list[str] | None = None
+    rescore: Callable[[Tensor, Sequence[str]], Tensor] | None = None
     extra: dict[str, Any] = field(default_factory=dict)
 
 

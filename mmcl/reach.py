@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from mmcl import checkpoint, distributed, seeds, weights
 from mmcl.errors import ConfigError
-from mmcl.outputs import Batch, Weights, move
+from mmcl.outputs import Batch, Forward, Weights, move
 from mmcl.stream import Source, Stream, Task, TaskSamples
 
 STABLE = ("initial", "start")
@@ -47,6 +47,8 @@ class RunReach:
         self._snapshots: dict[str, Weights] = {}
         self._teachers: dict[str, nn.Module] = {}
         self._answers: dict[tuple[str, int, str], tuple[Any, Tensor]] = {}
+        self.evaluating: Callable[[], AbstractContextManager[Forward]]
+        self.parameters: Callable[[], Iterator[nn.Parameter]]
 
     @property
     def device(self) -> torch.device:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from mmcl.errors import ConfigError, RunError
 from mmcl.evaluate import Cell, evaluate
 from mmcl.interrupt import Flag, Interrupted
 from mmcl.metrics.probes import build
-from mmcl.outputs import Batch, move
+from mmcl.outputs import Batch, Forward, move
 from mmcl.reach import RunReach
 from mmcl.record import Record, describe, now, versions
 from mmcl.run_folder import RunFolder, digest
@@ -86,6 +87,8 @@ class Session:
         self.record: Record
         self.optimizer_state: dict[str, Any] | None = None
         self.scaler_state: dict[str, Any] | None = None
+        self.reach.evaluating = self._evaluating
+        self.reach.parameters = self.engine.parameters
         self.engine.find_teacher = self.reach.teacher
         self.engine.convert = trainer.precision_plugin.convert_input
         self.engine.wants_stop = lambda: self.flag.signum != 0
@@ -199,6 +202,12 @@ class Session:
                 yield move(batch, device)
 
         return run
+
+    @contextmanager
+    def _evaluating(self) -> Iterator[Forward]:
+        """The network as an evaluation sees it, for strategies that measure it between tasks."""
+        with self.composition.eval_weights(), self.engine.evaluating("validate") as encode:
+            yield encode
 
     def _measure(self, stage: Stage, variant: str = "") -> list[Cell]:
         with lightning.precision(self.trainer):

@@ -72,7 +72,7 @@ class ZeroShotProbe(Probe):
         """
         if "labels" not in batch:
             raise RunError(f"zero_shot: the samples of {self.where} have no labels")
-        logits = zero_shot_logits(outputs.features[self.what], self.classifier)
+        logits = self._logits(outputs)
         labels: Tensor = batch["labels"]
         if "valid" in batch:
             logits, labels = logits[batch["valid"]], labels[batch["valid"]]
@@ -88,7 +88,7 @@ class ZeroShotProbe(Probe):
     def predict(self, batch: Batch, outputs: Outputs) -> list[dict[str, Any]]:
         """For each row of a batch the nearest class, its probability, and the label where there is one."""
         assert outputs.logit_scale is not None
-        logits = zero_shot_logits(outputs.features[self.what], self.classifier, scale=float(outputs.logit_scale))
+        logits = self._logits(outputs, float(outputs.logit_scale))
         best = logits.softmax(dim=-1).max(dim=-1)
         found = [
             {"class": self.class_names[place], "predicted": place, "probability": probability}
@@ -96,6 +96,10 @@ class ZeroShotProbe(Probe):
         ]
         labels = batch["labels"].tolist() if "labels" in batch else None
         return found if labels is None else [{**row, "label": label} for row, label in zip(found, labels, strict=True)]
+
+    def _logits(self, outputs: Outputs, scale: float = 100.0) -> Tensor:
+        logits = zero_shot_logits(outputs.features[self.what], self.classifier, scale=scale)
+        return logits if outputs.rescore is None else outputs.rescore(logits, self.class_names)
 
     def compute(self, sum_over_ranks: Callable[[Tensor], Tensor], gather: Callable[[Tensor], Tensor]) -> ProbeResult:
         """top1, top-k, and the mean over the classes present of each one's recall."""
