@@ -82,6 +82,8 @@ class SLCA(ClassFeatures):
 
     @torch.no_grad()
     def on_task_end(self, task: Task, data: DataPass) -> None:
+        if not self.epochs:
+            return
         features, columns = self.collect(task, data)
         present: list[int] = torch.unique(columns).tolist()
         means, covariances = class_gaussians(features, columns, classes=present)
@@ -89,7 +91,7 @@ class SLCA(ClassFeatures):
         self.means = [*self.means, means]
         self.covariances = [*self.covariances, covariances]
         self.owners = [*self.owners, present]
-        if position > 0 and self.epochs:
+        if position > 0:
             self.aligned = self._align(task)
 
     def _align(self, task: Task) -> Weights:
