@@ -83,9 +83,18 @@ def _full(kind: str, value: Any) -> Any:
         return {"class_path": plugins.class_path(kind, value)}
     if isinstance(value, dict) and isinstance(value.get("class_path"), str):
         value["class_path"] = plugins.class_path(kind, value["class_path"])
+        if kind == "strategies":
+            _expand_arguments(value.get("init_args"))
     elif kind == "benchmarks" and isinstance(value, dict) and "class_path" not in value and "init_args" not in value:
         return {"class_path": "mmcl.stream.Stream", "init_args": value}
     return value
+
+
+def _expand_arguments(arguments: Any) -> None:
+    """Strategies that a strategy takes (an adapter) have short names too."""
+    for inner in arguments.values() if isinstance(arguments, dict) else ():
+        if isinstance(inner, dict) and inner.get("class_path") in plugins.listing("strategies"):
+            _full("strategies", inner)
 
 
 def default_run_dir(arguments: list[str]) -> tuple[Path, list[str]]:
