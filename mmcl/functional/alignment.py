@@ -1,9 +1,17 @@
-"""A classifier trained again on features drawn from each class's Gaussian."""
+"""A classifier trained again on features drawn from each class's Gaussian.
+
+>>> means, spread = torch.eye(2) * 4, torch.eye(2).repeat(2, 1, 1) * 0.01
+>>> weight, bias, losses = align_classifier(
+...     torch.zeros(2, 2), None, means, spread, torch.tensor([0, 1]), generator=torch.Generator().manual_seed(0))
+>>> losses.shape, (weight @ means.T).argmax(0)
+(torch.Size([5, 2]), tensor([0, 1]))
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -54,8 +62,8 @@ def align_classifier(
     """SLCA's classifier alignment (Zhang et al., ICCV 2023): train all heads on drawn features of all classes.
 
     In every epoch each Gaussian gives `samples` features s mu + chol(Sigma) eps with s = 0.9 + 0.1 (t + 1) / (T + 1),
-    t its task and T the newest; shuffled, they are gone through in batches of `samples`. SGD with cosine annealing
-    over the epochs.
+    t its task and T the newest; shuffled, they are gone through in batches of `samples`. SGD with cosine annealing over
+    the epochs.
 
     Args:
         weight: (C, D) rows of all classes seen; not written.
@@ -63,12 +71,11 @@ def align_classifier(
         means: (G, D) of the Gaussians.
         covariances: (G, D, D), positive definite.
         tasks: (G,) the task that each Gaussian was measured in, from 0.
-        labels: (G,) the class of each Gaussian; None: Gaussian i is class i. A class belongs to the head of the first
-            task that it has a Gaussian of.
-        epochs: over the drawn features. The published repository has 5.
+        labels: (G,) their classes; None: Gaussian i is class i. A class is of the head of its first Gaussian's task.
+        epochs: the published repository has 5.
         samples: of each Gaussian, and of a batch.
         temperature: tau of `alignment_loss`; None leaves out the normalisation.
-        lr: at the start.
+        lr: of SGD, at the start.
         momentum: of SGD.
         weight_decay: of SGD.
         generator: draws noise and orders, on the CPU.
@@ -80,52 +87,58 @@ def align_classifier(
 
     Raises:
         MmclError: a covariance that is not positive definite, or neither generator nor noise and orders.
-
-    >>> mean, spread = torch.eye(2) * 4, torch.eye(2).repeat(2, 1, 1) * 0.01
-    >>> generator = torch.Generator().manual_seed(0)
-    >>> weight, _, losses = align_classifier(
-    ...     torch.zeros(2, 2), None, mean, spread, torch.tensor([0, 1]), generator=generator, temperature=None)
-    >>> bool(losses[-1].mean() < losses[0].mean()), (weight @ mean.T).argmax(0)
-    (True, tensor([0, 1]))
     """
     if generator is None and (noise is None or orders is None):
         raise MmclError("align_classifier draws at random: give a generator, or noise and orders")
-    count, device, dtype = len(means), weight.device, wider_dtype(weight)
-    owners = torch.arange(count, device=device) if labels is None else labels.to(device)
-    factors = _factors(covariances)
-    newest = int(tasks.max())
-    scales = 0.9 + 0.1 * (tasks.to(device).double() + 1) / (newest + 1)
-    centres = scales[:, None] * means.double()
-    heads = _heads(owners, tasks.to(device))
-    targets = owners.repeat_interleave(samples)
-    losses = []
+    owners = torch.arange(len(means), device=weight.device) if labels is None else labels.to(weight.device)
+    gaussians = _gaussians(means, covariances, tasks)
+    draw = partial(_drawn, gaussians, owners, samples, generator, noise, orders)
+    heads = _heads(owners, tasks)
+    given = [weight] if bias is None else [weight, bias]
     with torch.inference_mode(False), torch.enable_grad(), no_autocast(weight):
-        given = [weight] if bias is None else [weight, bias]
-        trained = [value.detach().to(dtype, copy=True).requires_grad_() for value in given]
+        trained = [value.detach().to(wider_dtype(weight), copy=True).requires_grad_() for value in given]
         optimizer = torch.optim.SGD(trained, lr=lr, momentum=momentum, weight_decay=weight_decay)
-        for epoch in range(epochs):
-            optimizer.param_groups[0]["lr"] = lr * (1 + math.cos(math.pi * epoch / epochs)) / 2
-            eps = None if noise is None else noise[epoch]
-            drawn = _drawn(centres, factors, samples, eps, generator).to(dtype)
-            order = torch.randperm(count * samples, generator=generator) if orders is None else orders[epoch]
-            for rows in torch.split(order.to(device), samples):
-                logits = F.linear(drawn[rows], *trained)
-                loss = alignment_loss(logits, targets[rows], heads, temperature=temperature)
-                for value, gradient in zip(trained, torch.autograd.grad(loss, trained), strict=True):
-                    value.grad = gradient
-                optimizer.step()
-                losses.append(loss.detach())
+        losses = [_epoch(trained, optimizer, draw(epoch), heads, temperature) for epoch in _annealed(optimizer, epochs)]
     aligned = [value.detach() for value in trained]
-    return aligned[0], aligned[1] if bias is not None else None, torch.stack(losses).reshape(epochs, count)
+    return aligned[0], aligned[1] if bias is not None else None, torch.stack(losses)
 
 
-def _factors(covariances: Tensor) -> Tensor:
-    """(G, D, D) float64 Cholesky factors."""
+def _annealed(optimizer: torch.optim.SGD, epochs: int) -> Iterator[int]:
+    """Epoch after epoch, with the rate on a cosine from its value to 0."""
+    (group,) = optimizer.param_groups
+    lr = group["lr"]
+    for epoch in range(epochs):
+        group["lr"] = lr * (1 + math.cos(math.pi * epoch / epochs)) / 2
+        yield epoch
+
+
+def _epoch(
+    trained: Sequence[Tensor],
+    optimizer: torch.optim.SGD,
+    batches: Iterable[tuple[Tensor, Tensor]],
+    heads: Sequence[Tensor],
+    temperature: float | None,
+) -> Tensor:
+    """Losses of one pass over drawn features."""
+    losses = []
+    for features, targets in batches:
+        logits = F.linear(features.to(trained[0].dtype), *trained)
+        loss = alignment_loss(logits, targets, heads, temperature=temperature)
+        for value, gradient in zip(trained, torch.autograd.grad(loss, trained), strict=True):
+            value.grad = gradient
+        optimizer.step()
+        losses.append(loss.detach())
+    return torch.stack(losses)
+
+
+def _gaussians(means: Tensor, covariances: Tensor, tasks: Tensor) -> tuple[Tensor, Tensor]:
+    """(G, D) centres s mu and (G, D, D) Cholesky factors, in float64."""
     factors: Tensor
     factors, wrong = torch.linalg.cholesky_ex(covariances.double())
     if bool(wrong.any()):
         raise MmclError(f"covariance {int(wrong.nonzero()[0])} is not positive definite; measure it with more jitter")
-    return factors
+    scales = 0.9 + 0.1 * (tasks.to(means.device).double() + 1) / (tasks.max() + 1)
+    return scales[:, None] * means.double(), factors
 
 
 def _heads(owners: Tensor, tasks: Tensor) -> list[Tensor]:
@@ -140,11 +153,20 @@ def _heads(owners: Tensor, tasks: Tensor) -> list[Tensor]:
 
 
 def _drawn(
-    centres: Tensor, factors: Tensor, samples: int, noise: Tensor | None, generator: torch.Generator | None
-) -> Tensor:
-    """(G x samples, D) features, Gaussian after Gaussian."""
+    gaussians: tuple[Tensor, Tensor],
+    owners: Tensor,
+    samples: int,
+    generator: torch.Generator | None,
+    noise: Tensor | None,
+    orders: Tensor | None,
+    epoch: int,
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Batches of `samples` features and their classes, of all Gaussians, shuffled."""
     found = []
-    for i, (centre, factor) in enumerate(zip(centres, factors, strict=True)):
-        eps = torch.randn(samples, len(centre), generator=generator) if noise is None else noise[i]
+    for i, (centre, factor) in enumerate(zip(*gaussians, strict=True)):
+        eps = torch.randn(samples, len(centre), generator=generator) if noise is None else noise[epoch, i]
         found.append(centre + eps.to(factor) @ factor.T)
-    return torch.cat(found)
+    features, targets = torch.cat(found), owners.repeat_interleave(samples)
+    order = torch.randperm(len(targets), generator=generator) if orders is None else orders[epoch]
+    for rows in torch.split(order.to(features.device), samples):
+        yield features[rows], targets[rows]

@@ -167,29 +167,24 @@ def random_projection_ridge(
     classes = max(int(labels.max()) + 1, before) if num_classes is None else num_classes
     if classes <= int(labels.max()) or classes < before:
         raise MmclError(f"num_classes is {classes}, with labels up to {int(labels.max())} and {before} known classes")
-    first, second = features.new_zeros(width, width, dtype=torch.float64), None
-    own = features.new_zeros(width, classes, dtype=torch.float64)
-    held, losses = len(features), None
+    (total, own), losses = (features.new_zeros(width, n, dtype=torch.float64) for n in (width, classes)), None
     if ridge is None:
         held = int(len(features) * fit_share)
         if not 0 < held < len(features):
             raise MmclError(f"{len(features)} samples are too few to hold some out for the choice of the ridge")
-    add_gram(first, own, features[:held], labels[:held], projection, keep=keep)
-    if ridge is None:
-        second = (features[held:], labels[held:])
-        found = [_held_out_error(solve_ridge(first, own, value), *second, projection, keep) for value in ridges]
+        add_gram(total, own, features[:held], labels[:held], projection, keep=keep)
+        features, labels = features[held:], labels[held:]
+        found = [_error(solve_ridge(total, own, value), features, labels, projection, keep) for value in ridges]
         losses = torch.stack(found)
         ridge = float(ridges[int(losses.argmin())])
-        add_gram(first, own, *second, projection, keep=keep)
+    add_gram(total, own, features, labels, projection, keep=keep)
     if gram is not None and cross is not None:
-        first += gram
+        total += gram
         own[:, :before] += cross
-    return RidgeFit(solve_ridge(first, own, ridge), first, own, ridge, losses)
+    return RidgeFit(solve_ridge(total, own, ridge), total, own, ridge, losses)
 
 
-def _held_out_error(
-    weight: Tensor, features: Tensor, labels: Tensor, projection: Tensor | None, keep: int | None
-) -> Tensor:
+def _error(weight: Tensor, features: Tensor, labels: Tensor, projection: Tensor | None, keep: int | None) -> Tensor:
     total = weight.new_zeros(())
     for rows, own in zip(torch.split(features, ROWS), torch.split(labels, ROWS), strict=True):
         hidden = random_expansion(rows, projection, keep=keep).to(weight.dtype)
