@@ -1,4 +1,4 @@
-"""CLIP on the names of coloured squares, two at a time, as a case for the tests of all modules."""
+"""CLIP on coloured squares, two colours at a time, measured by their names, as a case for the tests of all modules."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ import tiny
 from mmcl import Budget, EvalSet, Source, Stream, Task
 from mmcl.modules import CLIPModule
 from mmcl.modules.base import Module
-from mmcl.modules.contrastive_losses import ClassTextCrossEntropy
 
 NAMES = (("red", "green"), ("blue", "grey"))
 TEMPLATES = ("a photo of a {} square",)
@@ -24,7 +23,7 @@ def _model() -> Path:
 
 
 def module() -> Module:
-    return CLIPModule(f"local-dir:{_model()}", random_init=True, objective=ClassTextCrossEntropy(), lr=0.01)
+    return CLIPModule(f"local-dir:{_model()}", random_init=True, lr=0.01)
 
 
 def stream(folder: Path) -> Stream:
