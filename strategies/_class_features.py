@@ -114,7 +114,7 @@ class FeatureClassifier(ClassFeatures):
 
     def wrap_forward(self, next: Forward, batch: Batch, context: StepContext) -> Outputs:
         outputs = next(batch)
-        if context.stage == "fit" or self.feature not in outputs.features:
+        if context.stage == "fit" or self.task is None or self.feature not in outputs.features:
             return outputs
         if self.with_initial:
             pretrained = context.teacher("initial", batch).features[self.feature]
@@ -126,11 +126,12 @@ class FeatureClassifier(ClassFeatures):
 
     def answer(self, outputs: Outputs) -> None:
         """Put the scores in the place of the logits, in their columns."""
-        scores = self.scores(outputs.features[self.represented])
-        scores = scores.masked_fill(self.counts == 0, torch.finfo(scores.dtype).min)
+        features = outputs.features[self.represented]
         if outputs.logits is not None:
+            scores = self.scores(features)
+            scores = scores.masked_fill(self.counts == 0, torch.finfo(scores.dtype).min)
             outputs.logits = scores[:, : outputs.logits.shape[1]]
-        outputs.rescore = partial(self._rescored, scores)
+        outputs.rescore = partial(self._rescored, features)
 
     def known(self, names: Sequence[str], device: torch.device) -> Tensor:
         """(K,) the columns of K named classes, -1 for one without samples so far."""
@@ -138,8 +139,9 @@ class FeatureClassifier(ClassFeatures):
         columns = torch.tensor([place.get(name, -1) for name in names], device=device)
         return columns.masked_fill(self.counts[columns] == 0, -1)
 
-    def _rescored(self, scores: Tensor, logits: Tensor, names: Sequence[str]) -> Tensor:
-        columns = self.known(names, scores.device)
+    def _rescored(self, features: Tensor, logits: Tensor, names: Sequence[str]) -> Tensor:
+        columns = self.known(names, features.device)
         if bool((columns < 0).all()):
             return logits
+        scores = self.scores(features)
         return scores[:, columns].masked_fill(columns < 0, torch.finfo(scores.dtype).min)

@@ -172,8 +172,11 @@ def test_a_contrastive_module_answers_by_means_where_it_has_them(walk: Any) -> N
     assert torch.equal(values[2, [3]], values[0, [3]])
     assert bool((values[2, :3] > 0.6).all()) and values[1, 0] > 0.6
     assert values[1, 2] <= 0.5  # of four candidates two have means, and only these are answered
-    scores = torch.randn(3, 4)
-    assert means._rescored(scores, torch.zeros(3, 2), ["grey", "none"])[:, 1].tolist() == [LOWEST] * 3
+    outputs = Outputs(features={"image": means.sums.float()})
+    means.answer(outputs)
+    assert outputs.logits is None and outputs.rescore is not None
+    found = outputs.rescore(torch.zeros(4, 2), ["grey", "none"])
+    assert found[:, 1].tolist() == [LOWEST] * 4 and found[3, 0] == pytest.approx(1)
 
 
 # -- ridge ----------------------------------------------------------------------------------------------------------
