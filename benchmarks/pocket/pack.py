@@ -1,4 +1,4 @@
-"""Put a run's weights into the folder of a pocket model, in float16: `python -m mmcl.benchmarks.pocket.pack --run RUN`."""
+"""Put a run's weights into a pocket model's folder, in float16: `python -m mmcl.benchmarks.pocket.pack --run RUN`."""
 
 from __future__ import annotations
 
