@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from dataclasses import fields
 
+from mmcl.benchmarks.folders import joined
 from mmcl.benchmarks.pocket.concepts import PRETRAINING_STYLES, STREAM_STYLE, concepts, missing, picture_keys, shard
 from mmcl.errors import ConfigError
-from mmcl.stream import Budget, EvalSet, JoinedSource, Source, Stream, Task
+from mmcl.stream import Budget, EvalSet, Source, Stream, Task
 
 KINDS = 50
 """The kinds with the most concepts, country flags aside (they are a seventh of all concepts)."""
@@ -51,7 +51,7 @@ def pocket_kinds(seed: int | None = None, classes_per_task: int = 5, steps: int 
         kinds, name = order[i : i + classes_per_task], f"kinds-{i // classes_per_task + 1}"
         own, measured = _sources(kinds, seed, first=True), _sources(kinds, seed, first=False)
         tasks.append(Task(name, own, Budget(steps=steps), name, class_names=kinds))
-        columns.append(EvalSet(name, _joined(name, measured), "classification", kinds, group="task"))
+        columns.append(EvalSet(name, joined(name, measured), "classification", kinds, group="task"))
     protocol = PROTOCOL.format(kinds=KINDS, each=classes_per_task)
     return Stream("pocket_kinds", tasks, columns, protocol=protocol)
 
@@ -64,7 +64,7 @@ def pocket_names(steps: int = 2000) -> Stream:
     """
     names = [record["label"] for records in concepts().values() for record in records]
     own = [source for style in PRETRAINING_STYLES for source in _named(style, augment=True)]
-    measured = _joined(STREAM_STYLE, _named(STREAM_STYLE, augment=False))
+    measured = joined(STREAM_STYLE, _named(STREAM_STYLE, augment=False))
     column = EvalSet(STREAM_STYLE, measured, "classification", names)
     task = Task("names", own, Budget(steps=steps), class_names=names)
     protocol = "Pretraining of pocket-vit. The column names all concepts in a style that is not trained."
@@ -100,9 +100,3 @@ def _named(style: str, augment: bool) -> list[Source]:
         found.append(Source([shard(style, group)], name=f"{style}-{group}", labels=labels, augment=augment))
         first += len(records)
     return found
-
-
-def _joined(name: str, sources: Sequence[Source]) -> Source:
-    """Sources as one, for an evaluation set."""
-    first = {f.name: getattr(sources[0], f.name) for f in fields(Source)}
-    return JoinedSource(**{**first, "name": name}, parts=tuple(sources[1:]))
