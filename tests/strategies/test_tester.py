@@ -9,8 +9,7 @@ from __future__ import annotations
 import io
 import re
 from collections.abc import Iterable, Iterator
-from dataclasses import replace
-from pathlib import Path
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import cases
@@ -18,12 +17,13 @@ import pytest
 import settings
 import torch
 from moments import Cut, CutAt, Moment
+from settings import Setting
 from strategy_ranks import RANKS, SGD, file, launch
 from strategy_runs import SHORT, WHOLE, Done, Runs, apart, changed, content, covering, different, parts
 
-import mmcl
-from mmcl import Strategy, plugins
+from mmcl import StepContext, Strategy, Stream, Task, plugins
 from mmcl.errors import ConfigError
+from mmcl.strategy import DataPass
 
 TABLE = settings.found()
 PLAIN = ""
@@ -50,7 +50,7 @@ def sample(among: Iterable[str]) -> list[Any]:
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
-    return Runs(tmp_path_factory.mktemp("strategies"))
+    return Runs(tmp_path_factory.mktemp("strategies"), TABLE)
 
 
 @pytest.fixture(scope="module")
@@ -77,9 +77,12 @@ def _skip(request: pytest.FixtureRequest) -> None:
             pytest.skip(reason)
 
 
-def whole(runs: Runs, name: str, case: str) -> Done:
-    """The run that most properties look at; kinds of module that are only trained take fewer steps."""
-    first = name == PLAIN or case == TABLE[name].cases[0]
+def whole(runs: Runs, name: str, case: str, like: str = "") -> Done:
+    """The run that most properties look at, of a row or of another one in its place.
+
+    Kinds of module on which a row is only trained take fewer steps.
+    """
+    first = case == TABLE[like or name].cases[0]
     return runs.run(name, case, WHOLE if first else SHORT)
 
 
@@ -131,19 +134,15 @@ def test_trains(runs: Runs, name: str, case: str) -> None:
 @pytest.mark.parametrize(("name", "case"), rows(every=True))
 def test_leaves_a_mark(runs: Runs, name: str, case: str) -> None:
     """Training with it is not training without it."""
-    done, plain = whole(runs, name, case), runs.run(PLAIN, case, whole_steps(name, case))
+    done, plain = whole(runs, name, case), whole(runs, PLAIN, case, like=name)
     same = {weight: value for weight, value in done.last.items() if weight in plain.last}
     assert different(same, plain.last) or not torch.equal(done.matrix, plain.matrix)
-
-
-def whole_steps(name: str, case: str) -> int:
-    return WHOLE if case == TABLE[name].cases[0] else SHORT
 
 
 @pytest.mark.parametrize(("name", "case"), rows())
 def test_starts_as_the_pretrained_model(runs: Runs, name: str, case: str) -> None:
     """Bit for bit: weights and row 0; evaluation weights before the first step are the live ones."""
-    done, plain = whole(runs, name, case), runs.run(PLAIN, case, whole_steps(name, case))
+    done, plain = whole(runs, name, case), whole(runs, PLAIN, case, like=name)
     assert not different({weight: done.initial.get(weight) for weight in plain.initial}, plain.initial)
     live = done.evaluated["live"]
     for variant, evaluated in done.evaluated.items():
@@ -156,7 +155,11 @@ def test_starts_as_the_pretrained_model(runs: Runs, name: str, case: str) -> Non
 def test_off_does_nothing(runs: Runs, name: str) -> None:
     case = TABLE[name].cases[0]
     off, plain = runs.run(name, case, WHOLE, "off", TABLE[name].off), runs.run(PLAIN, case, WHOLE)
-    for found, wanted in ((off.initial, plain.initial), *zip(off.ends, plain.ends, strict=True), (off.last, plain.last)):
+    for found, wanted in (
+        (off.initial, plain.initial),
+        *zip(off.ends, plain.ends, strict=True),
+        (off.last, plain.last),
+    ):
         assert not different({weight: found.get(weight) for weight in wanted}, wanted)
     assert torch.equal(off.matrix, plain.matrix)
 
@@ -259,3 +262,66 @@ def test_two_processes_equal_one(runs: Runs, on_two: Any, name: str, case: str) 
 
 
 # -- the tester itself ------------------------------------------------------------------------------------------------
+
+
+class Touches(Strategy):
+    """Multiplies the weights at a moment, by 1.5 to the power of how often it has."""
+
+    writes = frozenset({"on_task_start", "on_task_end"})
+
+    def __init__(self, moment: str, declared: bool = True) -> None:
+        super().__init__()
+        self.moment = moment
+        self.times = 0
+        if declared:
+            del self.times
+            self.add_state("times", 0)
+
+    def _touch(self, moment: str) -> None:
+        if moment == self.moment:
+            self.times += 1
+            self.load({k: v * 1.5**self.times for k, v in self.weights(copy=True).items() if v.is_floating_point()})
+
+    def setup(self, stream: Stream) -> None:
+        self._touch("setup")
+
+    def on_task_end(self, task: Task, data: DataPass) -> None:
+        self._touch("end")
+
+    def eval_weights(self, variant: str = "") -> AbstractContextManager[None]:
+        doubled = {k: 2 * v for k, v in self.weights(copy=True).items() if v.is_floating_point()}
+        return self.swap(doubled) if self.moment == "evaluation" else nullcontext()
+
+
+class Halves(Strategy):
+    """A penalty that a process takes for its own rows alone: of the sum over the batch."""
+
+    def losses(self, context: StepContext) -> dict[str, torch.Tensor]:
+        assert context.outputs.logits is not None
+        return {"size": context.outputs.logits.square().sum() / 100}
+
+
+class Idle(Strategy):
+    """Does nothing at all."""
+
+
+WRONG = {
+    "test_trains": Setting(lambda: [Touches("end")], ("classes-growing",), changes="head.*"),
+    "test_leaves_a_mark": Setting(lambda: [Idle()], ("classes-growing",)),
+    "test_starts_as_the_pretrained_model": Setting(lambda: [Touches("setup")], ("classes-growing",)),
+    "test_starts_as_the_pretrained_model/2": Setting(lambda: [Touches("evaluation")], ("classes-growing",)),
+    "test_off_does_nothing": Setting(tuple, ("classes-growing",), off=lambda: [Touches("end")]),
+    "test_resumed_equals_uninterrupted": Setting(lambda: [Touches("end", declared=False)], ("classes-growing",)),
+    "test_accumulation_equals_the_large_batch": Setting(lambda: [Halves()], ("classes-growing",)),
+}
+"""Property -> a row that lacks it."""
+
+
+@pytest.mark.parametrize("wrong", WRONG)
+def test_the_tester_finds_what_is_wrong(runs: Runs, monkeypatch: pytest.MonkeyPatch, wrong: str) -> None:
+    monkeypatch.setitem(TABLE, wrong, WRONG[wrong])
+    arguments = {"runs": runs, "name": wrong}
+    if wrong != "test_off_does_nothing":
+        arguments["case"] = WRONG[wrong].cases[0]
+    with pytest.raises(AssertionError):
+        globals()[wrong.partition("/")[0]](**arguments)

@@ -29,7 +29,7 @@ ROWS_SUM = (
     *("asr-wav2vec2", "asr-whisper", "asr-whisper-ctc", "causal_lm", "classes-growing", "domains"),
     *("idefics3", "llava", "qwen2_vl", "smolvlm"),
 )
-"""Modules whose loss is a mean over rows or targets, each row's part of it its own: a cut batch has the same gradient."""
+"""Modules whose loss is a mean over rows or targets, none of which looks at others: a cut batch has one gradient."""
 ROWS_ALONE = ("captioner", "clip", *ROWS_SUM)
 """Modules whose outputs for a row depend neither on the others nor on chance; a contrastive loss gathers them."""
 

@@ -98,21 +98,31 @@ class Runs:
 
     Args:
         folder: for shards and run folders.
+        table: the rows.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, table: Mapping[str, settings.Setting] | None = None) -> None:
         self.folder = folder
+        self.table = settings.found() if table is None else table
         self._done: dict[tuple[Any, ...], Done] = {}
         self._streams: dict[str, Stream] = {}
 
     def stream(self, case: str, steps: int) -> Stream:
-        """A case's stream with tasks of so many steps; its shards are written once."""
+        """A case's stream with tasks of so many steps; its shards are written once. Short ones have one evaluation.
+
+        What it last evaluates stands in as the ``reference`` of streams that have none.
+        """
         if case not in self._streams:
             shards = self.folder / "shards" / case
             shards.mkdir(parents=True, exist_ok=True)
             self._streams[case] = cases.found()[case][1](shards)
-        stream = self._streams[case]
-        return stream.with_tasks(replace(task, budget=Budget(steps=steps)) for task in stream.tasks)
+        whole = self._streams[case]
+        tasks = [replace(task, budget=Budget(steps=steps)) for task in whole.tasks]
+        if steps == SHORT:
+            tasks = [replace(task, evaluates=None) for task in tasks]
+        reference = replace(whole.evals[-1].source, augment=False)
+        evals = whole.evals[-1:] if steps == SHORT else whole.evals
+        return Stream(whole.name, tasks, evals, {"reference": reference, **whole.sources})
 
     def run(self, name: str, case: str, steps: int, what: str = "", build: Build | None = None, **options: Any) -> Done:
         """A row of the table (the empty name: no strategy) on a kind of module.
@@ -136,8 +146,8 @@ class Runs:
 
     def runner(self, key: tuple[str, str, int, str], build: Build | None = None, **options: Any) -> Observed:
         """What makes such a run, or goes on with it."""
-        name, case, steps, what = key
-        build = build or (settings.found()[name].build if name else tuple)
+        name, case, steps, _ = key
+        build = build or (self.table[name].build if name else tuple)
         folder = self.folder / "-".join(str(part) for part in key if part != "").replace("/", "+")
         return cases.runner(case, self.stream(case, steps), folder, build(), kind=Observed, **options)
 
