@@ -34,5 +34,9 @@ SETTINGS = {
     "WeightInterpolation": Setting(
         lambda: [WeightInterpolation(0.5, alphas=(0.0, 1.0))], EVERY, off=lambda: [WeightInterpolation(1.0)]
     ),
-    "ZSCL": Setting(lambda: [ZSCL(reference="reference", texts="batch", interval=2)], ("clip",)),
+    "ZSCL": Setting(
+        lambda: [ZSCL(reference="reference", texts="batch", interval=2)],
+        ("clip",),
+        off=lambda: [ZSCL(image_to_text=0, text_to_image=0, interval=0, consolidation=0)],
+    ),
 }
