@@ -88,3 +88,15 @@ def test_wrong_numbers_are_refused(wrong: list[str], capsys: pytest.CaptureFixtu
         main(["step", *wrong])
     assert stopped.value.code == 2
     assert "must be" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_strategies(capsys: pytest.CaptureFixture[str]) -> None:
+    main(["strategies", *SHORT, "--only", "Frozen", "MomentumInterpolation", "ExperienceReplay", "--at_once", "1"])
+    shown = capsys.readouterr().out
+    lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in shown.splitlines() if line.startswith("|")]
+    assert [line[0] for line in lines[2:]] == [
+        *("plain fine-tuning", "MomentumInterpolation", "plain fine-tuning", "ExperienceReplay")
+    ]
+    assert [line[4] for line in lines[2:]] == ["0.00", "1.00", "0.00", "0.00"]
+    assert "Not measured: Frozen: it trains nothing" in shown
