@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -45,6 +45,32 @@ def task_vector(finetuned: Mapping[str, Tensor], base: Mapping[str, Tensor]) -> 
     return {name: _wide(finetuned[name], base[name]) - _wide(base[name], finetuned[name]) for name in _floating(base)}
 
 
+class StoredVector(Mapping[str, Tensor]):
+    """A task vector that is made a tensor at a time, of weights that are read when asked for (from a disk).
+
+    Args:
+        finetuned: at least the names of the base, and shapes of which the base's are the leading part.
+        base: theta_0, of floating tensors.
+
+    >>> dict(StoredVector({"w": torch.tensor([3.0, 5.0])}, {"w": torch.tensor([1.0])}))
+    {'w': tensor([2.])}
+    """
+
+    def __init__(self, finetuned: Mapping[str, Tensor], base: Mapping[str, Tensor]) -> None:
+        self._finetuned, self._base = finetuned, base
+
+    def __getitem__(self, name: str) -> Tensor:
+        base = self._base[name]
+        value = self._finetuned[name][tuple(map(slice, base.shape))].to(base.device)
+        return _wide(value, base) - _wide(base, value)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._base)
+
+    def __len__(self) -> int:
+        return len(self._base)
+
+
 def task_arithmetic(
     base: Mapping[str, Tensor], vectors: Iterable[Mapping[str, Tensor]], scale: float | Sequence[float]
 ) -> Weights:
@@ -65,7 +91,7 @@ def task_arithmetic(
     {'w': tensor([4.])}
     """
     factors = iter(scale) if isinstance(scale, Sequence) else itertools.repeat(float(scale))
-    merged = _copied(base)
+    merged = widened(base)
     for number, vector in enumerate(vectors, 1):
         factor = next(factors, None)
         if factor is None:
@@ -126,7 +152,7 @@ def running_magmax(largest: Weights, vector: Mapping[str, Tensor], *, later_wins
     with torch.no_grad():
         for name, kept in largest.items():
             new = vector[name].to(kept).reshape(-1)
-            for ours, theirs in zip(kept.view(-1).split(CHUNK), new.split(CHUNK), strict=True):
+            for ours, theirs in zip(torch.split(kept.view(-1), CHUNK), torch.split(new, CHUNK), strict=True):
                 larger = torch.ge if later_wins else torch.gt
                 torch.where(larger(theirs.abs(), ours.abs()), theirs, ours, out=ours)
     return largest
@@ -171,7 +197,7 @@ def ties(
     levels = []
     for number, vector in enumerate(vectors, 1):
         levels.append(threshold([value for _, value in _fitting(base, vector, number)], rank))
-    merged = _copied(base)
+    merged = widened(base)
     return elect_and_merge(merged, names, vectors, levels, scale, aggregation)
 
 
@@ -231,7 +257,7 @@ def model_stock(base: Mapping[str, Tensor], vectors: Sequence[Mapping[str, Tenso
     count = len(vectors)
     if count < 2:
         raise MmclError(f"model_stock: {count} task vectors; the angles are those between two or more")
-    merged = _copied(base)
+    merged = widened(base)
     for rows_of in zip(*(_fitting(base, vector, number) for number, vector in enumerate(vectors, 1)), strict=True):
         name = rows_of[0][0]
         rows = [value.to(merged[name]) for _, value in rows_of]
@@ -261,7 +287,7 @@ def unrolled(base: Mapping[str, Tensor], models: Iterable[Mapping[str, Tensor]],
     >>> unrolled(base, models, lambda base, pair: task_arithmetic(base, pair, 0.5))
     {'w': tensor([2.2500])}
     """
-    merged = _copied(base)
+    merged = widened(base)
     for model in models:
         merged = merge(base, [task_vector(model, base), task_vector(merged, base)])
     return merged
@@ -305,9 +331,9 @@ def _floating(weights: Mapping[str, Tensor]) -> list[str]:
     return [name for name, value in weights.items() if value.is_floating_point()]
 
 
-def _copied(base: Mapping[str, Tensor]) -> Weights:
-    """The base to add to, contiguous."""
-    return {name: _wide(value, copy=True).contiguous() for name, value in base.items()}
+def widened(weights: Mapping[str, Tensor]) -> Weights:
+    """A copy to write into: floating tensors in float32 or their wider type, the others as they are."""
+    return {name: _wide(value, copy=True).contiguous() for name, value in weights.items()}
 
 
 def _wide(value: Tensor, *others: Tensor, copy: bool = False) -> Tensor:
@@ -318,7 +344,7 @@ def _wide(value: Tensor, *others: Tensor, copy: bool = False) -> Tensor:
     return value.to(wider_dtype(value, *others), copy=copy)
 
 
-def _fitting(base: Mapping[str, Tensor], vector: Mapping[str, Tensor], number: int) -> Iterable[tuple[str, Tensor]]:
+def _fitting(base: Mapping[str, Tensor], vector: Mapping[str, Tensor], number: int) -> Iterator[tuple[str, Tensor]]:
     """The tensors of a vector, after a look at their names; each shape is looked at in turn."""
     names = _floating(base)
     for name in names:
@@ -328,9 +354,10 @@ def _fitting(base: Mapping[str, Tensor], vector: Mapping[str, Tensor], number: i
         if name not in base:
             raise MmclError(f"tensor {name!r} of task vector {number} is unknown to the base")
     for name in names:
-        if vector[name].shape != base[name].shape:
+        value = vector[name].detach()
+        if value.shape != base[name].shape:
             raise MmclError(
-                f"tensor {name!r} has shape {tuple(vector[name].shape)} in task vector {number} and "
+                f"tensor {name!r} has shape {tuple(value.shape)} in task vector {number} and "
                 f"{tuple(base[name].shape)} in the base"
             )
-        yield name, vector[name].detach()
+        yield name, value
