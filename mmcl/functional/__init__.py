@@ -1,6 +1,7 @@
 """The mathematics of continual pretraining: pure tensor functions, no state, no I/O, nothing of Lightning."""
 
 from mmcl.functional.averaging import ema, interpolate, running_average
+from mmcl.functional.contrastive import compatible_momentum, momentum_contrast_loss, random_queue, update_queue
 from mmcl.functional.distillation import (
     distillation_loss,
     feature_distillation_loss,
@@ -25,6 +26,7 @@ from mmcl.functional.trimming import breadcrumbs, dare, layer_scaling
 
 __all__ = [
     "breadcrumbs",
+    "compatible_momentum",
     "constant",
     "dare",
     "distillation_loss",
@@ -39,6 +41,8 @@ __all__ = [
     "layer_scaling",
     "magmax",
     "model_stock",
+    "momentum_contrast_loss",
+    "random_queue",
     "rewarm",
     "running_average",
     "running_magmax",
@@ -49,6 +53,7 @@ __all__ = [
     "ties",
     "topology_preservation_loss",
     "unrolled",
+    "update_queue",
     "warmup_cosine",
     "zscl_loss",
 ]
