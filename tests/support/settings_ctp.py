@@ -6,9 +6,8 @@ from settings import Setting
 
 from mmcl.strategies import CTP, MomentumContrast, TopologyPreservation
 
-PAIRS = ("clip", "audio-text")
+PAIRS = ("clip", "audio_text")
 REFUSED = {"classes": "MomentumContrast: ImageClassifierModule compares no pair of features"}
-HALVES = {"accumulation": "a contrast of two halves is another loss than that of the whole batch"}
 
 SETTINGS = {
     "MomentumContrast": Setting(
