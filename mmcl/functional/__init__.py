@@ -20,15 +20,27 @@ from mmcl.functional.merging import (
     ties,
     unrolled,
 )
+from mmcl.functional.mixing import cmr_law, dcpt_law, mixture_counts, velocities, velocity_weights
 from mmcl.functional.regularization import ewc_penalty, l2_gradients, l2_penalty
-from mmcl.functional.schedules import constant, infinite, rewarm, warmup_cosine
+from mmcl.functional.schedules import (
+    constant,
+    cosine_between,
+    infinite,
+    meta_peak,
+    rewarm,
+    rsqrt_cooldown,
+    warmup_cosine,
+)
 from mmcl.functional.trimming import breadcrumbs, dare, layer_scaling
 
 __all__ = [
     "breadcrumbs",
+    "cmr_law",
     "compatible_momentum",
     "constant",
+    "cosine_between",
     "dare",
+    "dcpt_law",
     "distillation_loss",
     "ema",
     "ewc_penalty",
@@ -40,10 +52,13 @@ __all__ = [
     "l2_penalty",
     "layer_scaling",
     "magmax",
+    "meta_peak",
+    "mixture_counts",
     "model_stock",
     "momentum_contrast_loss",
     "random_queue",
     "rewarm",
+    "rsqrt_cooldown",
     "running_average",
     "running_magmax",
     "similarity_distillation_loss",
@@ -54,6 +69,8 @@ __all__ = [
     "topology_preservation_loss",
     "unrolled",
     "update_queue",
+    "velocities",
+    "velocity_weights",
     "warmup_cosine",
     "zscl_loss",
 ]
