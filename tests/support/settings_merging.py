@@ -4,22 +4,24 @@ from __future__ import annotations
 
 from settings import Setting
 
-from mmcl.strategies import SLERP, TIES, EMAMerge, MagMax, ModelStock, TaskArithmetic
+from mmcl.strategies import MER, SLERP, TIES, EMAMerge, MagMax, ModelStock, TaskArithmetic, Velocitune
 
-EVERY = ("clip", "classes-growing", "causal_lm", "asr-whisper")
+EVERY = ("classes-growing", "clip", "causal_lm", "asr-whisper")
 """One module of each family; the classifier's head grows."""
 
 SETTINGS = {
     "EMAMerge": Setting(lambda: [EMAMerge(0.6)], EVERY, off=lambda: [EMAMerge(1.0)]),
     "EMAMerge/zero_shot": Setting(lambda: [EMAMerge(0.6, "zero_shot")], EVERY),
-    "EMAMerge/fine_tuned": Setting(lambda: [EMAMerge(0.6, "fine_tuned")], EVERY),
     "MagMax": Setting(lambda: [MagMax()], EVERY),
-    "MagMax/ema": Setting(lambda: [MagMax(rule="ema")], EVERY),
+    "MER": Setting(lambda: [MER(2, 0.3)], EVERY, off=lambda: [MER(2, 1.0)]),
     "ModelStock": Setting(lambda: [ModelStock()], EVERY),
-    "ModelStock/ema": Setting(lambda: [ModelStock("ema")], EVERY),
     "SLERP": Setting(lambda: [SLERP(0.6)], EVERY, off=lambda: [SLERP(1.0)]),
     "TaskArithmetic": Setting(lambda: [TaskArithmetic()], EVERY),
-    "TaskArithmetic/ema": Setting(lambda: [TaskArithmetic(0.8, "ema", by_layer=True)], EVERY),
+    "Velocitune": Setting(
+        lambda: [Velocitune({"weather": 1.0, "plain": 2.0}, {"weather": "weather", "plain": "numbers"})],
+        ("causal_lm",),
+        refuses={"clip": "stream 'clip' has no evaluation set 'weather'"},
+    ),
     "TIES": Setting(lambda: [TIES(0.3)], EVERY),
-    "TIES/random": Setting(lambda: [TIES(0.5, prune="random", unrolled=True)], EVERY),
+    "TIES/random": Setting(lambda: [TIES(0.5, rule="ema", prune="random")], EVERY),
 }
