@@ -82,7 +82,7 @@ class Merge(Strategy):
             self.load(self.grown(merged))
             kept = self.carried(base, merged) if self.rule == "ema" else {}
         elif self.rule == "zero_shot":
-            self.load(self.grown(base))
+            self.load(self.grown(self.snapshot("initial")))  # running statistics too
         self.kept = kept
 
     def eval_weights(self, variant: str = "") -> AbstractContextManager[None]:

@@ -4,6 +4,7 @@ from mmcl.functional.averaging import ema, interpolate, running_average
 from mmcl.functional.contrastive import compatible_momentum, momentum_contrast_loss, random_queue, update_queue
 from mmcl.functional.distillation import (
     distillation_loss,
+    divergence_loss,
     feature_distillation_loss,
     similarity_distillation_loss,
     topology_preservation_loss,
@@ -42,6 +43,7 @@ __all__ = [
     "dare",
     "dcpt_law",
     "distillation_loss",
+    "divergence_loss",
     "ema",
     "ewc_penalty",
     "feature_distillation_loss",

@@ -15,6 +15,7 @@ from mmcl.errors import MmclError
 from mmcl.functional import (
     compatible_momentum,
     distillation_loss,
+    divergence_loss,
     momentum_contrast_loss,
     topology_preservation_loss,
     update_queue,
@@ -145,6 +146,15 @@ def test_the_losses_of_a_later_step_are_the_components() -> None:
     assert torch.equal(found["queues"][0][:, :12], a["image_queue_before"][:, :12])
     close(found["queues"][0][:, 12:], F.normalize(encode(found["momentum"], a)[0]).T)
     assert found["pointer"] == 0 and v.grad.isfinite().all() and t.grad.isfinite().all()
+
+
+def test_the_baseline_over_feature_values() -> None:
+    """LwF as the notes have it: KL of the raw features' softmax, averaged over rows."""
+    a = arrays("components_f64")
+    reference, student = a["reference_image_feat_raw"], a["student_image_feat_raw"].clone().requires_grad_()
+    p, q = ((x / 0.07).softmax(1) for x in (reference, student))
+    expected = (p * (p.log() - q.log())).nansum(1).mean()
+    close(divergence_loss(reference, student, temperature=0.07), expected.detach())
 
 
 def test_queue_goes_round() -> None:

@@ -139,6 +139,17 @@ def test_the_rules(name: str, shards: Path, tmp_path: Path) -> None:
     same(watch.starts[1], {"merged": watch.measured[1], "initial": initial, "last": watch.ends[0]}[start])
 
 
+def test_a_task_from_the_pretrained_weights_has_their_statistics_too(shards: Path, tmp_path: Path) -> None:
+    watch = Watch()
+    cases.run("classes", shards / "classes", tmp_path / "run", [MagMax(rule="zero_shot"), watch])
+    start, initial = watch.starts[1], watch.measured[0]
+    assert any(name.endswith("running_var") for name in initial)
+    for name, value in initial.items():
+        assert torch.equal(start[name], value), name
+    for name in (name for name in initial if "running" in name):
+        assert torch.equal(watch.measured[2][name], watch.ends[1][name]), name
+
+
 @pytest.mark.parametrize("build", [lambda: EMAMerge(0.6), lambda: TIES(0.3)])
 def test_what_grew_is_the_live_models(build: Callable[[], Strategy], shards: Path, tmp_path: Path) -> None:
     watch = Watch()
