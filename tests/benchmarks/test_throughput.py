@@ -82,6 +82,13 @@ def test_averages(capsys: pytest.CaptureFixture[str]) -> None:
     assert "one call of running_average" in capsys.readouterr().out
 
 
+def test_merges(capsys: pytest.CaptureFixture[str]) -> None:
+    main(["merges", "--blocks", "1", "--models", "3", "--width", "16"])
+    shown = capsys.readouterr().out
+    assert "Merges of 3 task vectors" in shown
+    assert all(name in shown for name in ("task_arithmetic", "magmax", "ties", "model_stock", "slerp"))
+
+
 @pytest.mark.parametrize("wrong", [["--steps", "3", "--turn", "2"], ["--blocks", "0"]])
 def test_wrong_numbers_are_refused(wrong: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stopped:
