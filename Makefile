@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.mmcl-setup
 
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart test test-all lint docs bench pocket-clip results
+.PHONY: help setup quickstart test test-all lint docs bench pocket-clip pocket-vit results
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -47,6 +47,11 @@ bench: $(STAMP) ## measure the cost of a training step
 pocket-clip: $(STAMP) ## rebuild the small pretrained model of the pocket benchmark
 	"$(BIN)/mmcl" fit --config pocket/pretrain
 	"$(BIN)/python" -m mmcl.benchmarks.pocket.pack --run runs/pocket/pretrain
+
+pocket-vit: $(STAMP) ## rebuild the small pretrained vision transformer of the classes' benchmark
+	"$(BIN)/mmcl" fit --config pocket/names
+	"$(BIN)/python" -m mmcl.benchmarks.pocket.pack --run runs/pocket/names --out benchmarks/models/pocket-vit \
+	  --file model.safetensors --part backbone
 
 results: $(STAMP) ## every run of the CLIP part of docs/results.md
 	"$(BIN)/python" -m mmcl.benchmarks.pocket.results --page docs/results.md

@@ -8,14 +8,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from mmcl import presets
+from mmcl.benchmarks import tables
 from mmcl.report.formats import memory
 
 STREAMS = {
@@ -35,20 +33,6 @@ ALSO = {
 """Stream -> another metric that its probe measured, and the words above that table."""
 METHODS = ("frozen", "finetune", "mwi", "distillation", "lwf")
 """Configs in such a folder; a stream has one of `distillation` and `lwf`."""
-BEGIN, END = "<!-- modalities: begin -->", "<!-- modalities: end -->"
-
-
-def run(stream: str, method: str, out: Path, seed: int) -> Path:
-    """Run `mmcl fit` with a ready config in a process of one thread; its folder."""
-    folder = out / stream / method
-    command = [sys.executable, "-m", "mmcl", "fit", "--config", f"pocket/{stream}/{method}"]
-    command += ["--seed_everything", str(seed), "--run_dir", str(folder), "--trainer.enable_progress_bar", "false"]
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    with (folder.parent / f"{method}.log").open("ab") as log:
-        code = subprocess.run(command, env=env, stdout=log, stderr=log).returncode
-    print(f"{stream} {method}: {'done' if code == 0 else f'exit code {code}, see {log.name}'}", flush=True)
-    return folder
 
 
 def section(title: str, stream: str, runs: Mapping[str, dict[str, Any]]) -> list[str]:
@@ -129,15 +113,11 @@ def main() -> None:
     for stream in given.streams:
         for method in given.methods:
             if f"pocket/{stream}/{method}" in known and not given.only_table:
-                run(stream, method, given.out, given.seed)
+                tables.fit(("--config", f"pocket/{stream}/{method}"), given.out / stream / method, given.seed)
     text = gather(STREAMS, METHODS, given.out)
     print(text)
     if given.page is not None:
-        head, begin, rest = given.page.read_text(encoding="utf-8").partition(BEGIN)
-        _, end, tail = rest.partition(END)
-        if not (begin and end):
-            raise SystemExit(f"{given.page} has no place between '{BEGIN}' and '{END}'")
-        given.page.write_text(f"{head}{BEGIN}\n{text}\n{END}{tail}", encoding="utf-8")
+        tables.fill(given.page, "modalities", text)
 
 
 if __name__ == "__main__":

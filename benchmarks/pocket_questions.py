@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from mmcl import assets
-from mmcl.benchmarks import pocket
 from mmcl.benchmarks.assets.common import rank
+from mmcl.benchmarks.pocket.concepts import concepts
 from mmcl.datamodules.index import load_index
 from mmcl.errors import ConfigError, near
 from mmcl.stream import Budget, EvalSet, Source, Stream, Task
@@ -116,6 +115,5 @@ def _keys(shard: str, kind: str) -> list[str]:
     groups = KINDS[kind].groups
     if groups is None:
         return keys
-    classes = json.loads((pocket.ROOT / "classes.json").read_text(encoding="utf-8"))
-    codes = {record["hexcode"] for group in groups for record in classes[group]}
+    codes = {record["hexcode"] for group in groups for record in concepts()[group]}
     return [key for key in keys if key.partition("-")[2] in codes]

@@ -6,14 +6,13 @@ Emoji in three drawing styles lie in the repository; clip art and Tux Paint's st
 
 from __future__ import annotations
 
-import json
 import random
 from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import Any
 
 from mmcl import assets
-from mmcl.benchmarks import pocket
+from mmcl.benchmarks.pocket.concepts import ROOT, concepts
 from mmcl.datamodules.reader import SourceReader
 from mmcl.errors import ConfigError, near
 from mmcl.stream import Budget, EvalSet, Source, Stream, Task
@@ -79,7 +78,7 @@ def _column(name: str, seed: int, test: int) -> EvalSet:
 
 def _shards(name: str, split: str) -> list[str]:
     if name in STYLES:
-        return [str(file) for file in sorted((pocket.ROOT / "data").glob(f"{name}-*.tar"))]
+        return [str(file) for file in sorted((ROOT / "data").glob(f"{name}-*.tar"))]
     return [str(assets.folder(name) / f"{split}.tar")]
 
 
@@ -104,9 +103,8 @@ def _captions(name: str) -> dict[str, str]:
 @cache
 def _concepts() -> dict[str, dict[str, Any]]:
     """Hexcode -> name, and the styles that lack it."""
-    groups = json.loads((pocket.ROOT / "classes.json").read_text(encoding="utf-8"))
     return {
         record["hexcode"]: {"label": record["label"], "missing": record.get("missing", ())}
-        for records in groups.values()
+        for records in concepts().values()
         for record in records
     }

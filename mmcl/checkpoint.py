@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -246,3 +247,34 @@ def load_weights(path: Path) -> Weights:
         return load_file(path)
     except Exception as error:
         raise RunError(f"snapshot {path} cannot be read ({type(error).__name__}: {error})") from error
+
+
+class StoredWeights(Mapping[str, Tensor]):
+    """Named weights in a file, read a tensor at a time.
+
+    Args:
+        path: what `save_weights` wrote.
+
+    Raises:
+        RunError: the file is missing or damaged.
+    """
+
+    def __init__(self, path: Path) -> None:
+        try:
+            file: Any = safe_open(path, framework="pt")
+        except (OSError, SafetensorError) as error:
+            raise RunError(f"snapshot {path} cannot be read ({type(error).__name__}: {error})") from error
+        self._file = file
+        self._names: tuple[str, ...] = tuple(file.keys())
+
+    def __getitem__(self, name: str) -> Tensor:
+        if name not in self._names:
+            raise KeyError(name)
+        found: Tensor = self._file.get_tensor(name)
+        return found
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)

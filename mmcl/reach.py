@@ -16,6 +16,7 @@ from mmcl.outputs import Batch, Forward, Weights, move
 from mmcl.stream import Source, Stream, Task, TaskSamples
 
 STABLE = ("initial", "start")
+EVERY_TASK = "task-*"
 TEXTS_AT_ONCE = 256
 
 
@@ -92,7 +93,7 @@ class RunReach:
 
     def take(self, name: str) -> None:
         """Write a snapshot of the live network, if somebody reads it. Called by the runner on all ranks."""
-        if name not in self._declared:
+        if not self._is_read(name):
             return
         if distributed.rank() == 0:
             checkpoint.save_weights(self._folder / f"{name}.safetensors", self.weights(copy=False, dtype=None))
@@ -108,18 +109,23 @@ class RunReach:
             self._snapshots[name] = {k: v.to(self.device) for k, v in loaded.items()}
         return self._snapshots[name]
 
+    def stored(self, name: str) -> Mapping[str, Tensor]:
+        self._require(name)
+        return checkpoint.StoredWeights(self._folder / f"{name}.safetensors")
+
     def teacher(self, name: str) -> nn.Module:
         self._require(name)
         if name not in self._teachers:
-            with torch.random.fork_rng(devices=[]):
-                network: nn.Module = self.module.build_network()
-            values = checkpoint.load_weights(self._folder / f"{name}.safetensors")
-            weights.resize(network, values)
-            weights.write(network, values)
-            live = next(self.module.network.parameters())
-            network.requires_grad_(False).eval().to(live.device, live.dtype)
-            self._teachers[name] = network
+            self._teachers[name] = self.frozen(checkpoint.load_weights(self._folder / f"{name}.safetensors"))
         return self._teachers[name]
+
+    def frozen(self, values: Mapping[str, Tensor]) -> nn.Module:
+        with torch.random.fork_rng(devices=[]):
+            network: nn.Module = self.module.build_network()
+        weights.resize(network, values)
+        weights.write(network, values)
+        live = next(self.module.network.parameters())
+        return network.requires_grad_(False).eval().to(live.device, live.dtype)
 
     def teacher_texts(self, name: str, texts: Sequence[str]) -> Tensor:
         """(N, D) features that a teacher gives the distinct ones of `texts`, computed once."""
@@ -154,6 +160,9 @@ class RunReach:
         table[index] = answers
         return table
 
+    def _is_read(self, name: str) -> bool:
+        return name in self._declared or (EVERY_TASK in self._declared and name.startswith("task-"))
+
     def _require(self, name: str) -> None:
-        if name not in self._declared:
+        if not self._is_read(name):
             raise ConfigError(f"snapshot '{name}' is read but not declared; add it to the strategy's `snapshots`")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
+
 from mmcl.errors import ConfigError
-from mmcl.functional.schedules import constant, infinite, rewarm, warmup_cosine
+from mmcl.functional.schedules import constant, infinite, rewarm, rsqrt_cooldown, warmup_cosine
 
 
 class Schedule:
@@ -108,6 +110,37 @@ class Infinite(Schedule):
         cooldown = min(_steps(self.phases[1], steps), steps - warmup)
         anneal = min(_steps(self.phases[2], steps), steps - warmup - cooldown)
         return infinite(min(step + 1, steps), steps, warmup, cooldown, anneal, self.level, self.floor)
+
+
+class RsqrtCooldown(Schedule):
+    """Warm-up, inverse square root of the step, and a linear cool-down to 0 (FoMo-in-Flux; Roth et al., NeurIPS 2024).
+
+    Args:
+        warmup: steps of warm-up; below 1 it is a fraction of the task's steps, rounded up, as is the other one.
+        cooldown: steps from the square root's curve to 0.
+        floor: what the square root tends to.
+        peak: factor at the end of the warm-up. A later task may begin lower, see `mmcl.functional.schedules.meta_peak`.
+    """
+
+    def __init__(self, warmup: float = 0.1, cooldown: float = 0.1, floor: float = 0.001, peak: float = 1.0) -> None:
+        if min(warmup, cooldown) < 0 or not 0 <= floor <= peak:
+            raise ConfigError(
+                f"RsqrtCooldown: warmup {warmup} and cooldown {cooldown} must be 0 or more, and floor {floor} within "
+                f"0..peak ({peak})"
+            )
+        self.warmup = warmup
+        self.cooldown = cooldown
+        self.floor = floor
+        self.peak = peak
+
+    def __call__(self, step: int, steps: int) -> float:
+        warmup, cooldown = (min(_steps_up(phase, steps), steps) for phase in (self.warmup, self.cooldown))
+        return rsqrt_cooldown(step, steps, warmup, cooldown, self.floor, self.peak)
+
+
+def _steps_up(phase: float, steps: int) -> int:
+    """`_steps`, where a fraction is rounded up."""
+    return math.ceil(phase * steps - 1e-9) if phase < 1 else int(phase)
 
 
 def _steps(phase: float, steps: int) -> int:

@@ -176,6 +176,8 @@ class Reach(Protocol):
     def swap(self, weights: Mapping[str, Tensor]) -> AbstractContextManager[None]: ...
     def grown(self, weights: Mapping[str, Tensor]) -> Weights: ...
     def snapshot(self, name: str) -> Weights: ...
+    def stored(self, name: str) -> Mapping[str, Tensor]: ...
+    def frozen(self, values: Mapping[str, Tensor]) -> nn.Module: ...
     def teacher(self, name: str) -> nn.Module: ...
     def teacher_texts(self, name: str, texts: Sequence[str]) -> Tensor: ...
     def teacher_table(self, name: str, source: Source, feature: str) -> Tensor: ...
@@ -200,7 +202,7 @@ class Strategy(Recorded, nn.Module):
     needs: frozenset[str] = frozenset()
     """Output names and site kinds that the module must provide."""
     snapshots: frozenset[str] = frozenset()
-    """Named weights that it reads: ``initial``, ``start``, ``task-K``."""
+    """Named weights that it reads: ``initial``, ``start``, ``task-K``, ``task-*`` for those of every task."""
     gradients: ClassVar[Phase | None] = None
     """The phase of its `on_gradients`."""
     writes: ClassVar[frozenset[str]] = frozenset()
@@ -314,6 +316,17 @@ class Strategy(Recorded, nn.Module):
     def evaluating(self) -> AbstractContextManager[Forward]:
         """What evaluation sees, for a while: evaluation weights and all wraps, no gradients; batches give outputs."""
         return self.reach.evaluating()
+
+    def stored(self, name: str) -> Mapping[str, Tensor]:
+        """A declared snapshot that stays on the disk: a tensor is read whenever it is asked for, onto the CPU."""
+        return self.reach.stored(name)
+
+    def frozen(self, weights: Mapping[str, Tensor]) -> nn.Module:
+        """A network of its own that holds these weights: without gradients, in eval mode, beside the one in training.
+
+        Keep it where `nn.Module` does not register it (`object.__setattr__`): it is neither trained nor saved.
+        """
+        return self.reach.frozen(weights)
 
     def reduce(self, tensor: Tensor) -> Tensor:
         """Mean over ranks."""

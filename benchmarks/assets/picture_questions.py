@@ -81,24 +81,23 @@ def build_picture_questions(unpacked: Mapping[str, Path], out: Path) -> None:
 
 def _emoji() -> dict[tuple[str, str], bytes]:
     """(style, hexcode) -> picture, of all concepts that are asked for."""
-    from mmcl.benchmarks import pocket
+    from mmcl.benchmarks.pocket.concepts import shard
 
     styles = (*TRAINED_STYLES, TESTED_STYLE)
-    shards = [(style, pocket.ROOT / "data" / f"{style}-{group}.tar") for style in styles for group in GROUPS]
+    shards = [(style, Path(shard(style, group))) for style in styles for group in GROUPS]
     return {
         (style, sample["__key__"].decode().partition("-")[2]): sample["webp"]
-        for style, shard in shards
-        for sample in read_shard(shard)
+        for style, path in shards
+        for sample in read_shard(path)
     }
 
 
 def _concepts(groups: Iterable[str]) -> Iterator[tuple[str, str, str]]:
     """(hexcode, name, group) in Unicode's order."""
-    from mmcl.benchmarks import pocket
+    from mmcl.benchmarks.pocket.concepts import concepts
 
-    classes = json.loads((pocket.ROOT / "classes.json").read_text(encoding="utf-8"))
     for group in groups:
-        yield from ((record["hexcode"], record["label"], group) for record in classes[group])
+        yield from ((record["hexcode"], record["label"], group) for record in concepts()[group])
 
 
 def _names(pictures: Mapping[tuple[str, str], bytes]) -> dict[str, list[Sample]]:

@@ -8,17 +8,21 @@ that no task touches. See README.md in this folder.
 
 from __future__ import annotations
 
-import json
-import random
 from collections.abc import Sequence
-from functools import cache
-from pathlib import Path
-from typing import Any
 
+from mmcl.benchmarks.pocket.concepts import (
+    PRETRAINING_STYLES,
+    ROOT,
+    STREAM_STYLE,
+    concepts,
+    half,
+    missing,
+    picture_keys,
+    shard,
+)
 from mmcl.errors import ConfigError, near
 from mmcl.stream import Budget, EvalSet, Source, Stream, Task
 
-ROOT = Path(__file__).resolve().parent
 MODEL = f"local-dir:{ROOT / 'pocket-clip'}"
 """Name under which `CLIPModule` finds pocket-clip."""
 
@@ -28,8 +32,6 @@ STEPS = 60
 """Optimizer steps of a task; chosen with the learning rate on seed 7, which no table uses."""
 
 TEMPLATES = ("{}", "an emoji of {}", "a picture of {}")
-PRETRAINING_STYLES = ("google", "fluent")
-STREAM_STYLE = "twitter"
 PROTOCOL = (
     "Pictures of the tasks and of all columns are in Twitter's style, which pocket-clip never saw. The concepts of "
     "each group are split 50/50 by the seed. A task trains on the pictures of the first half of one group, labelled "
@@ -38,8 +40,6 @@ PROTOCOL = (
     "set, for strategies that ask for one, holds Google and Fluent pictures, which pocket-clip was pretrained on, "
     "with captions, of first-half concepts alone: no evaluated concept is in it."
 )
-
-Record = dict[str, Any]
 
 
 def pocket(seed: int | None = None, tasks: Sequence[str] = TASKS, steps: int = STEPS) -> Stream:
@@ -54,7 +54,7 @@ def pocket(seed: int | None = None, tasks: Sequence[str] = TASKS, steps: int = S
         ConfigError: a task is not a group, or is one of the held-out groups.
     """
     seed = seed or 0
-    free = [group for group in _classes() if group not in HELD_OUT]
+    free = [group for group in concepts() if group not in HELD_OUT]
     for group in tasks:
         if group not in free:
             raise ConfigError(f"pocket: '{group}' cannot be a task; {near(group, free)}")
@@ -84,11 +84,11 @@ def pocket_pretrain(steps: int = 1500) -> Stream:
     Args:
         steps: optimizer steps.
     """
-    shards = [_shard(style, group) for style in PRETRAINING_STYLES for group in _classes()]
+    shards = [shard(style, group) for style in PRETRAINING_STYLES for group in concepts()]
     source = Source(shards, name="train", fields={"image": ("webp",), "text": ("txt",)})
     columns = [
-        EvalSet(f"{STREAM_STYLE}-{group}", Source([_shard(STREAM_STYLE, group)]), "zero_shot", _names(group), TEMPLATES)
-        for group in _classes()
+        EvalSet(f"{STREAM_STYLE}-{group}", Source([shard(STREAM_STYLE, group)]), "zero_shot", _names(group), TEMPLATES)
+        for group in concepts()
     ]
     protocol = "Pretraining of pocket-clip. The columns name the concepts of each group in a style that is not trained."
     return Stream("pocket_pretrain", [Task("pretrain", [source], Budget(steps=steps))], columns, protocol=protocol)
@@ -99,11 +99,11 @@ def reference(seed: int = 0) -> Source:
     keys = [
         f"{style}-{record['hexcode']}"
         for style in PRETRAINING_STYLES
-        for group in _classes()
-        for record in _half(group, seed, first=True)
-        if (style, record["hexcode"]) not in _missing()
+        for group in concepts()
+        for record in half(group, seed, first=True)
+        if (style, record["hexcode"]) not in missing()
     ]
-    shards = [_shard(style, group) for style in PRETRAINING_STYLES for group in _classes()]
+    shards = [shard(style, group) for style in PRETRAINING_STYLES for group in concepts()]
     return Source(
         shards, name="reference", role="side", keys=keys, augment=False, fields={"image": ("webp",), "text": ("txt",)}
     )
@@ -127,58 +127,22 @@ def _kinds_column(group: str, seed: int) -> EvalSet:
 
 
 def _names_column(group: str, seed: int) -> EvalSet:
-    source = Source([_shard(STREAM_STYLE, group)], name=group, keys=_keys(group, seed, first=False), augment=False)
+    source = Source(
+        [shard(STREAM_STYLE, group)], name=group, keys=picture_keys(group, seed, first=False), augment=False
+    )
     return EvalSet(f"{group}-names", source, "zero_shot", _names(group), TEMPLATES)
 
 
 def _kinds_source(group: str, seed: int, first: bool) -> Source:
     kinds = _kinds(group)
-    labels = {i: kinds.index(record["kind"]) for i, record in enumerate(_classes()[group])}
-    keys = _keys(group, seed, first)
-    return Source([_shard(STREAM_STYLE, group)], name=group, keys=keys, labels=labels, augment=first)
-
-
-def _keys(group: str, seed: int, first: bool) -> list[str]:
-    return [
-        f"{STREAM_STYLE}-{record['hexcode']}"
-        for record in _half(group, seed, first)
-        if (STREAM_STYLE, record["hexcode"]) not in _missing()
-    ]
-
-
-def _half(group: str, seed: int, first: bool) -> list[Record]:
-    """One half of a group's concepts, in Unicode's order; the seed decides which."""
-    records = _classes()[group]
-    order = list(range(len(records)))
-    random.Random(f"{seed}/{group}").shuffle(order)
-    cut = len(order) // 2
-    return [records[i] for i in sorted(order[:cut] if first else order[cut:])]
+    labels = {i: kinds.index(record["kind"]) for i, record in enumerate(concepts()[group])}
+    keys = picture_keys(group, seed, first)
+    return Source([shard(STREAM_STYLE, group)], name=group, keys=keys, labels=labels, augment=first)
 
 
 def _names(group: str) -> list[str]:
-    return [record["label"] for record in _classes()[group]]
+    return [record["label"] for record in concepts()[group]]
 
 
 def _kinds(group: str) -> list[str]:
-    return list(dict.fromkeys(record["kind"] for record in _classes()[group]))
-
-
-def _shard(style: str, group: str) -> str:
-    return str(ROOT / "data" / f"{style}-{group}.tar")
-
-
-@cache
-def _classes() -> dict[str, list[Record]]:
-    found: dict[str, list[Record]] = json.loads((ROOT / "classes.json").read_text(encoding="utf-8"))
-    return found
-
-
-@cache
-def _missing() -> frozenset[tuple[str, str]]:
-    """(style, hexcode) of the pictures that a style lacks."""
-    return frozenset(
-        (style, record["hexcode"])
-        for records in _classes().values()
-        for record in records
-        for style in record.get("missing", ())
-    )
+    return list(dict.fromkeys(record["kind"] for record in concepts()[group]))

@@ -8,16 +8,14 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import os
 import statistics
-import subprocess
-import sys
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mmcl.benchmarks import tables
 from mmcl.metrics import ScoreMatrix
 from mmcl.metrics.summaries import summarize
 
@@ -35,8 +33,6 @@ METHODS: dict[str, Sequence[str]] = {
     "zscl-no-consolidation": (*ZSCL, "--strategies.consolidation=0"),
 }
 """Row of the table -> the arguments of `mmcl fit` that make it."""
-
-BEGIN, END = "<!-- table: begin -->", "<!-- table: end -->"
 
 
 @dataclass(frozen=True)
@@ -56,20 +52,9 @@ class Line:
 
 def run_all(methods: Iterable[str], seeds: Iterable[int], out: Path, jobs: int) -> None:
     """Run what is missing, `jobs` processes at a time with one thread each."""
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-
-    def one(job: tuple[str, int]) -> None:
-        method, seed = job
-        folder = out / method / f"seed-{seed}"
-        command = [sys.executable, "-m", "mmcl", "fit", *METHODS[method], "--seed_everything", str(seed)]
-        command += ["--run_dir", str(folder), "--trainer.enable_progress_bar", "false"]
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with (folder.parent / f"seed-{seed}.log").open("ab") as log:
-            code = subprocess.run(command, env=env, stdout=log, stderr=log).returncode
-        print(f"{method} seed {seed}: {'done' if code == 0 else f'exit code {code}, see {log.name}'}", flush=True)
-
+    runs = [(out / m / f"seed-{s}", METHODS[m], s) for s in seeds for m in methods]
     with ThreadPoolExecutor(jobs) as pool:
-        list(pool.map(one, [(m, s) for s in seeds for m in methods]))
+        list(pool.map(lambda job: tables.fit(job[1], job[0], job[2]), runs))
 
 
 def read(name: str, folders: Sequence[Path]) -> Line:
@@ -152,10 +137,7 @@ def main() -> None:
     text = table(lines)
     print(text)
     if given.page is not None:
-        page = given.page.read_text(encoding="utf-8")
-        head, _, rest = page.partition(BEGIN)
-        tail = rest.partition(END)[2]
-        given.page.write_text(f"{head}{BEGIN}\n{text}\n{END}{tail}", encoding="utf-8")
+        tables.fill(given.page, "table", text)
 
 
 if __name__ == "__main__":

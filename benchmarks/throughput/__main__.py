@@ -6,7 +6,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from mmcl.benchmarks.throughput import averages, index, kind, reader, startup, step, zscl
+from mmcl.benchmarks.throughput import averages, index, kind, merges, reader, startup, step, strategies, zscl
 from mmcl.benchmarks.throughput.turns import Plan
 
 MEASUREMENTS = {
@@ -14,6 +14,8 @@ MEASUREMENTS = {
     "kind": kind,
     "zscl": zscl,
     "averages": averages,
+    "strategies": strategies,
+    "merges": merges,
     "startup": startup,
     "reader": reader,
     "index": index,

@@ -165,20 +165,34 @@ def topology_preservation_loss(
         v, t, vr, tr = unit(v), unit(t), unit(vr), unit(tr)
         between = v @ t.T
         between_reference = vr @ tr.T
-        cross = _kl(between_reference, between, temperature) + _kl(between_reference.T, between.T, temperature)
+        pairs = ((between_reference, between), (between_reference.T, between.T))
+        cross = sum(divergence_loss(reference, x, temperature=temperature) for reference, x in pairs)
         same = sum(
-            _kl(
+            divergence_loss(
                 _mask_diagonal(reference @ reference.T, CTP_MASKED_DIAGONAL),
                 _mask_diagonal(x @ x.T, CTP_MASKED_DIAGONAL),
-                temperature,
+                temperature=temperature,
             )
             for reference, x in ((vr, v), (tr, t))
         )
-    return cross / 2, torch.as_tensor(same) / 2
+    return torch.as_tensor(cross) / 2, torch.as_tensor(same) / 2
 
 
-def _kl(reference: Tensor, student: Tensor, temperature: float) -> Tensor:
-    """KL(softmax(reference / T) || softmax(student / T)), summed over columns, averaged over rows."""
+def divergence_loss(reference_logits: Tensor, student_logits: Tensor, *, temperature: float) -> Tensor:
+    """KL(softmax(reference / T) || softmax(student / T)), summed over columns, averaged over rows, without T^2.
+
+    The form of CTP's parts. Its baseline LwF takes it of raw features, over their D values, at T = 0.07.
+
+    Args:
+        reference_logits: (R, C).
+        student_logits: (R, C).
+        temperature: T, above 0.
+
+    >>> round(divergence_loss(torch.tensor([[0.0, 0.0]]), torch.tensor([[0.0, 1.0]]), temperature=1.0).item(), 4)
+    0.1201
+    """
+    _check(temperature, reference_logits=reference_logits, student_logits=student_logits)
+    reference, student = widen(reference_logits.detach(), student_logits)
     return F.kl_div(
         F.log_softmax(student / temperature, dim=-1),
         F.log_softmax(reference / temperature, dim=-1),

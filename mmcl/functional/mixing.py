@@ -1,9 +1,15 @@
-"""How sources share a training batch."""
+"""How sources share a training batch, and what a share will give."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from mmcl.errors import MmclError
+from mmcl.functional._precision import wider_dtype
 
 _ROUNDING = 1e-9
 """0.29 * 100 is 28.999999999999996: a product this close below an integer is that integer."""
@@ -40,3 +46,136 @@ def mixture_counts(batch_size: int, shares: Sequence[float]) -> list[int]:
     for i in range(remainder):
         counts[takers[i % len(takers)]] += 1
     return counts
+
+
+Numbers = Tensor | Sequence[float]
+
+
+def velocities(losses: Numbers, initial: Numbers, targets: Numbers) -> Tensor:
+    """How far each domain still has to go: V_i = clip((l_i - l*_i) / (l0_i - l*_i), 0, 1) (Velocitune, ACL 2025).
+
+    A domain that began at its target, or below, has nowhere to go: V is 0 there.
+
+    Args:
+        losses: (N,) l, the current loss of each domain.
+        initial: (N,) l0, the loss before training.
+        targets: (N,) l*, the loss that is hoped for.
+
+    Returns:
+        (N,) in float64, or the tensors' wider type.
+
+    Raises:
+        MmclError: the lengths differ.
+
+    >>> velocities([2.0, 3.0, 1.0], [3.0, 3.0, 1.0], [1.0, 2.0, 1.5])
+    tensor([0.5000, 1.0000, 0.0000], dtype=torch.float64)
+    """
+    current, start, goal = _same_length(losses=losses, initial=initial, targets=targets)
+    room = start - goal
+    share = (current - goal) / torch.where(room > 0, room, torch.ones_like(room))
+    return torch.where(room > 0, share.clamp(0, 1), torch.zeros_like(share))
+
+
+def velocity_weights(weights: Numbers, losses: Numbers, initial: Numbers, targets: Numbers) -> Tensor:
+    """New weights of the domains, in favour of the slow ones: w_i <- w_i exp(V_i) / sum_j w_j exp(V_j) (Velocitune).
+
+    Args:
+        weights: (N,) the weights so far; the first are equal.
+        losses: (N,) current loss of each domain.
+        initial: (N,) loss before training.
+        targets: (N,) loss that is hoped for; see `velocities`.
+
+    Returns:
+        (N,) weights that sum to 1, in float64, or the tensors' wider type.
+
+    Raises:
+        MmclError: the lengths differ, or a weight is negative or all are 0.
+
+    >>> velocity_weights([0.5, 0.5], [3.0, 1.0], [3.0, 3.0], [1.0, 1.0])
+    tensor([0.7311, 0.2689], dtype=torch.float64)
+    """
+    old, speed = _same_length(weights=weights, velocities=velocities(losses, initial, targets))
+    if bool((old < 0).any()) or not bool(old.sum() > 0):
+        raise MmclError(f"velocity_weights: weights {old.tolist()} must be 0 or more, and not all 0")
+    grown = old * speed.exp()
+    return grown / grown.sum()
+
+
+def dcpt_law(
+    parameters: float,
+    tokens: float,
+    share: float,
+    *,
+    E: float,
+    A: float,
+    B: float,
+    C: float,
+    alpha: float,
+    beta: float,
+    gamma: float,
+    eta: float,
+    epsilon: float = 0.0,
+) -> float:
+    """Loss on one corpus of a mixture: E + A / N^alpha + B r^eta / D^beta + C / (r + eps)^gamma (D-CPT law, 2024).
+
+    Args:
+        parameters: N, of the model.
+        tokens: D, that it is trained on.
+        share: r, the part of the tokens that is of the corpus whose loss is asked for.
+        E: loss that nothing removes.
+        A: of the model's size.
+        B: of the tokens.
+        C: of the share.
+        alpha: exponent of N.
+        beta: exponent of D.
+        gamma: exponent of the share.
+        eta: how the share enters the tokens' part.
+        epsilon: keeps the last part finite at share 0.
+
+    Raises:
+        MmclError: N or D is not above 0, or r + epsilon is not.
+
+    >>> fitted = dict(E=1.0, A=10.0, B=10.0, C=0.5, alpha=0.5, beta=0.5, gamma=1.0, eta=1.0)
+    >>> dcpt_law(100.0, 400.0, 0.5, **fitted)
+    3.25
+    """
+    if parameters <= 0 or tokens <= 0 or share < 0 or share + epsilon <= 0:
+        raise MmclError(
+            f"dcpt_law: {parameters} parameters and {tokens} tokens must be above 0, share {share} 0 or more, and it "
+            f"plus epsilon {epsilon} above 0"
+        )
+    size, data, rest = A / parameters**alpha, B * share**eta / tokens**beta, C / (share + epsilon) ** gamma
+    return float(E + size + data + rest)
+
+
+def cmr_law(tokens: float, *, b0: float, b1: float, s: float) -> float:
+    """The largest share of a domain that keeps the general loss within bounds (CMR, 2024): b0 + b1 T^s, within 0..1.
+
+    Args:
+        tokens: T, of continued pretraining.
+        b0: where it tends to, with s below 0.
+        b1: factor.
+        s: exponent.
+
+    Raises:
+        MmclError: `tokens` is not above 0.
+
+    >>> cmr_law(16.0, b0=0.4, b1=-0.8, s=-0.5)
+    0.2
+    """
+    if tokens <= 0:
+        raise MmclError(f"cmr_law: {tokens} tokens; there must be some")
+    return float(min(max(b0 + b1 * tokens**s, 0.0), 1.0))
+
+
+def _same_length(**numbers: Numbers) -> list[Tensor]:
+    """Vectors of one length and one type on one device."""
+    given = [
+        torch.as_tensor(x) if isinstance(x, Tensor) else torch.tensor(list(x), dtype=torch.float64)
+        for x in numbers.values()
+    ]
+    told = ", ".join(f"{len(x) if x.ndim else 0} {name}" for name, x in zip(numbers, given, strict=True))
+    if any(x.ndim != 1 or len(x) != len(given[0]) for x in given):
+        raise MmclError(f"expected one number for each domain, got {told}")
+    dtype = wider_dtype(*given)
+    return [x.detach().to(given[0].device, dtype) for x in given]

@@ -119,6 +119,108 @@ def infinite(
     return level if late <= 0 else level * (floor / level) ** (late / anneal_steps)
 
 
+def rsqrt_cooldown(
+    step: int,
+    total_steps: int,
+    warmup_steps: int,
+    cooldown_steps: int,
+    floor: float = 0.0,
+    peak: float = 1.0,
+) -> float:
+    """Linear warm-up, inverse square root, and a linear cool-down to 0 (FoMo-in-Flux; Roth et al., NeurIPS 2024).
+
+    peak (step + 1) / W below W = `warmup_steps`, then floor + sqrt(W / step) (peak - floor). In the last C steps that
+    value times (C - c - 1) / C, c counting from 0, so that the last step has the factor 0.
+
+    Args:
+        step: 0-based step within the task.
+        total_steps: steps of the task.
+        warmup_steps: W; the published code takes a tenth of the task, rounded up.
+        cooldown_steps: C, likewise.
+        floor: what the square root tends to.
+        peak: factor at the end of the warm-up; `meta_peak` gives that of a later task.
+
+    Raises:
+        MmclError: a number is out of range.
+
+    >>> [round(rsqrt_cooldown(i, 12, 2, 4), 3) for i in (0, 1, 2, 4, 7, 8, 9, 10, 11)]
+    [0.5, 1.0, 1.0, 0.707, 0.535, 0.375, 0.236, 0.112, 0.0]
+    """
+    _check(step, total_steps, warmup_steps)
+    if not 0 <= cooldown_steps <= total_steps:
+        raise MmclError(f"schedule: a cool-down of {cooldown_steps} steps does not fit into {total_steps}")
+    if step < warmup_steps:
+        value = peak * (step + 1) / warmup_steps
+    else:
+        value = floor + math.sqrt(max(warmup_steps, 1) / max(step, 1)) * (peak - floor)
+    late = step - (total_steps - cooldown_steps)
+    return value * max(cooldown_steps - late - 1, 0) / cooldown_steps if cooldown_steps and late >= 0 else value
+
+
+def cosine_between(step: int, total_steps: int, warmup_steps: int, floor: float = 0.0, peak: float = 1.0) -> float:
+    """Linear warm-up to `peak`, then half a cosine that has `floor` at the last step (FoMo-in-Flux).
+
+    peak (step + 1) / W below W = `warmup_steps`, then floor + (1 + cos(pi (step - W + 1) / (total_steps - W))) / 2
+    (peak - floor).
+
+    Args:
+        step: 0-based step within the task.
+        total_steps: steps of the task.
+        warmup_steps: W.
+        floor: factor at the last step; the published runs have 0.001.
+        peak: factor at the end of the warm-up; `meta_peak` gives that of a later task.
+
+    Raises:
+        MmclError: a number is out of range.
+
+    >>> [round(cosine_between(i, 6, 2, floor=0.1), 3) for i in range(6)]
+    [0.5, 1.0, 0.868, 0.55, 0.232, 0.1]
+    """
+    _check(step, total_steps, warmup_steps)
+    if step < warmup_steps:
+        return peak * (step + 1) / warmup_steps
+    return floor + (peak - floor) * _fall(step - warmup_steps + 1, total_steps - warmup_steps)
+
+
+def meta_peak(
+    kind: str, task: int, total_steps: int, warmup_steps: int, cooldown_steps: int = 0, floor: float = 0.0
+) -> float:
+    """The peak of a later task: where one schedule over all tasks would stand as it begins (FoMo-in-Flux).
+
+    With t the task, S, W and C the steps of a task, its warm-up and cool-down, and m the floor:
+    ``cosine``: m + (1 + cos(pi (t (S - W) + 1) / ((t + 1) (S - W)))) / 2 (1 - m);
+    ``rsqrt``: m + sqrt((t + 1) W / (t S + W)) (1 - m);
+    ``rsqrt_continued``: m + sqrt(W / (t (S - C) - (t - 1) W)) (1 - m). The first task's is 1.
+
+    Args:
+        kind: one of these three.
+        task: t, from 0.
+        total_steps: S, of every task.
+        warmup_steps: W.
+        cooldown_steps: C.
+        floor: m.
+
+    Raises:
+        MmclError: an unknown kind, or a number is out of range.
+
+    >>> [round(meta_peak("rsqrt", t, 40, 4), 3) for t in range(3)]
+    [1.0, 0.426, 0.378]
+    """
+    _check(task, total_steps, warmup_steps)
+    if task == 0:
+        return 1.0
+    if kind == "cosine":
+        own = total_steps - warmup_steps
+        return floor + (1 - floor) * _fall(task * own + 1, (task + 1) * own)
+    if kind == "rsqrt":
+        ratio = (task + 1) * warmup_steps / (task * total_steps + warmup_steps)
+    elif kind == "rsqrt_continued":
+        ratio = warmup_steps / (task * (total_steps - cooldown_steps) - (task - 1) * warmup_steps)
+    else:
+        raise MmclError(f"schedule: kind '{kind}' of a peak is none of cosine, rsqrt, rsqrt_continued")
+    return floor + (1 - floor) * math.sqrt(ratio)
+
+
 def _fall(step: float, steps: int) -> float:
     """Half a cosine from 1 to 0."""
     return (1 + math.cos(math.pi * min(step / steps, 1))) / 2 if steps else 0.0

@@ -82,9 +82,28 @@ def test_averages(capsys: pytest.CaptureFixture[str]) -> None:
     assert "one call of running_average" in capsys.readouterr().out
 
 
+def test_merges(capsys: pytest.CaptureFixture[str]) -> None:
+    main(["merges", "--blocks", "1", "--models", "3", "--width", "16"])
+    shown = capsys.readouterr().out
+    assert "Merges of 3 task vectors" in shown
+    assert all(name in shown for name in ("task_arithmetic", "magmax", "ties", "model_stock", "slerp"))
+
+
 @pytest.mark.parametrize("wrong", [["--steps", "3", "--turn", "2"], ["--blocks", "0"]])
 def test_wrong_numbers_are_refused(wrong: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stopped:
         main(["step", *wrong])
     assert stopped.value.code == 2
     assert "must be" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_strategies(capsys: pytest.CaptureFixture[str]) -> None:
+    main(["strategies", *SHORT, "--only", "Frozen", "MomentumInterpolation", "ExperienceReplay", "--at_once", "1"])
+    shown = capsys.readouterr().out
+    lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in shown.splitlines() if line.startswith("|")]
+    assert [line[0] for line in lines[2:]] == [
+        *("plain fine-tuning", "MomentumInterpolation", "plain fine-tuning", "ExperienceReplay")
+    ]
+    assert [line[4] for line in lines[2:]] == ["0.00", "1.00", "0.00", "0.00"]
+    assert "Not measured: Frozen: it trains nothing" in shown

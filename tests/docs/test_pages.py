@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import settings
 import tiny
 import torch
 from toy import network, runner
@@ -34,6 +37,32 @@ def test_the_worked_strategy(tmp_path: Path) -> None:
     plain, zero, pulled = (network(tmp_path / n) for n in ("plain", "zero", "pulled"))
     assert all(torch.equal(plain[k], zero[k]) for k in plain)
     assert not all(torch.equal(plain[k], pulled[k]) for k in plain)
+
+
+@pytest.fixture
+def table(tmp_path: Path) -> Path:
+    """The page's strategy with its row, as a file of a package of somebody's own."""
+    strategy, row = blocks("write-a-strategy.md")
+    file = tmp_path / "settings_of_the_page.py"
+    file.write_text(f"{strategy}\n\n{row}")
+    return file
+
+
+def test_the_worked_row(table: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.path", [*sys.path])
+    monkeypatch.setenv("MMCL_SETTINGS", str(table))
+    row = settings.found()["PullToStart"]
+    assert [type(s).__name__ for s in row.build()] == ["PullToStart"] and row.off is not None
+
+
+@pytest.mark.slow
+def test_the_worked_strategy_passes_the_tester(table: Path) -> None:
+    tester = DOCS.parent / "tests" / "strategies" / "test_tester.py"
+    command = [sys.executable, "-m", "pytest", "-q", tester, "-k", "PullToStart", "-m", "", "-p", "no:cacheprovider"]
+    environment = tiny.environment(MMCL_SETTINGS=str(table))
+    done = subprocess.run(command, cwd=DOCS.parent, env=environment, text=True, capture_output=True, timeout=600)
+    assert done.returncode == 0, done.stdout
+    assert "skipped" not in done.stdout
 
 
 def test_the_worked_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

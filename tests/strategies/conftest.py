@@ -112,8 +112,11 @@ class Run:
         return self._snapshots[name]
 
     def teacher(self, name: str) -> nn.Module:
+        return self.frozen(self.snapshot(name))
+
+    def frozen(self, values: Mapping[str, Tensor]) -> nn.Module:
         network = Towers()
-        weights.write(network, self.snapshot(name))
+        weights.write(network, values)
         return network.requires_grad_(False).eval()
 
     def grown(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -31,18 +31,6 @@ from mmcl.strategies import (
 from mmcl.strategy import Strategy
 from mmcl.stream import Source, Stream
 
-ALL: list[Callable[[], Strategy]] = [
-    lambda: Distillation(texts="all"),
-    lambda: ExperienceReplay(6, rule="k_means"),
-    Frozen,
-    LwF,
-    lambda: MomentumInterpolation(0.9),
-    WeightConsolidation,
-    lambda: WeightEnsemble(2),
-    lambda: WeightInterpolation(0.3, alphas=(0.0, 1.0)),
-    lambda: ZSCL(interval=2),
-]
-
 
 def test_names_are_found_in_the_sources() -> None:
     for name in plugins.listing("strategies"):
@@ -55,65 +43,6 @@ def test_every_docstring_tells_the_paper_and_the_differences() -> None:
     for name in plugins.listing("strategies"):
         module = importlib.import_module(plugins.class_path("strategies", name).rpartition(".")[0])
         assert "Differences from the published code:" in (getattr(module, name).__doc__ or ""), name
-
-
-@pytest.mark.parametrize("build", ALL)
-def test_row_0_and_the_start_are_the_pretrained_model(data: Any, toolbox: SimpleNamespace, build: Any) -> None:
-    run = toolbox.Run([build()], data.weights("init"))
-    initial = run.weights(copy=True)
-    for variant in ("", *run.composition.variants()):
-        toolbox.assert_same(run.evaluated(variant), initial)
-    run.begin()
-    for variant in ("", *run.composition.variants()):
-        toolbox.assert_same(run.evaluated(variant), initial)
-
-
-@pytest.mark.parametrize("build", [build for build in ALL if build is not Frozen])
-def test_state_survives_a_round_trip(data: Any, tmp_path: Path, toolbox: SimpleNamespace, build: Any) -> None:
-    """A fresh strategy with the saved state goes on bit for bit like the one that wrote it."""
-    first = data.run(build())
-    first.begin()
-    data.train(first, 4)
-    saved = {
-        "weights": first.weights(copy=True),
-        "optimizer": first.optimizer.state_dict(),
-        "state": [s.export_state() for s in first.strategies],
-    }
-    torch.save(saved, tmp_path / "state.pt")
-    second = data.run(build())
-    second.begin()
-    saved = torch.load(tmp_path / "state.pt", weights_only=True)
-    second.load(saved["weights"])
-    second.optimizer.load_state_dict(saved["optimizer"])
-    second.step = second.task_step = 4
-    for strategy, state in zip(second.strategies, saved["state"], strict=True):
-        strategy.import_state(state)
-    for run in (first, second):
-        for i in range(4, 9):
-            run.train_step(data.batch(i), data.side(i), data.lr(i))
-    toolbox.assert_same(second.weights(), first.weights())
-    toolbox.assert_same(second.evaluated(), first.evaluated())
-
-
-@pytest.mark.parametrize(
-    "build",
-    [
-        lambda: [Distillation(image_to_text=0, text_to_image=0)],
-        lambda: [LwF(image_to_text=0, text_to_image=0)],
-        lambda: [WeightConsolidation(0.0)],
-        lambda: [ZSCL(image_to_text=0, text_to_image=0, interval=0, consolidation=0)],
-        lambda: [WeightInterpolation(1.0)],
-        lambda: [MomentumInterpolation(0.0)],
-    ],
-)
-def test_without_weight_it_does_nothing(data: Any, toolbox: SimpleNamespace, build: Any) -> None:
-    plain, run = data.run(), data.run(*build())
-    for each in (plain, run):
-        each.begin()
-        data.train(each)
-    assert all(not s.sources(run.task) for s in run.strategies)
-    toolbox.assert_same(run.evaluated(), plain.weights())
-    toolbox.assert_same(run.weights(), plain.weights())
 
 
 BAD: list[tuple[Callable[[], Any], str]] = [

@@ -1,12 +1,48 @@
-"""A strategy that sends its own process a signal at a chosen moment, once, and changes nothing else."""
+"""Strategies that end a run, or send its process a signal, at a chosen moment and change nothing else."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Literal
 
-from mmcl import StepContext, Strategy, distributed
+from mmcl import StepContext, Strategy, Task, distributed
 from mmcl.outputs import Batch, Forward, Outputs
+from mmcl.strategy import DataPass
+
+Moment = tuple[Literal["fit", "end", "test"], int, int]
+"""Where, in which task (from 0), and after how many steps of it or batches of the evaluation."""
+
+
+class Cut(BaseException):
+    """Ends a run at once, as a killed process does: nothing is saved."""
+
+
+class CutAt(Strategy):
+    """Raises `Cut` in a task's training, at the end of it or in the evaluation that follows.
+
+    Args:
+        moment: None never does; a run that goes on after a cut has the strategies that it had.
+    """
+
+    def __init__(self, moment: Moment | None = None) -> None:
+        super().__init__()
+        self.moment = moment
+        self._batches = 0
+
+    def wrap_forward(self, next: Forward, batch: Batch, context: StepContext) -> Outputs:
+        if self.moment is not None and self.moment[0] == context.stage and self._in_task():
+            self._batches += 1
+            if self.moment[2] == (context.task_step if context.stage == "fit" else self._batches - 1):
+                raise Cut
+        return next(batch)
+
+    def on_task_end(self, task: Task, data: DataPass) -> None:
+        if self.moment is not None and self.moment[0] == "end" and self._in_task():
+            raise Cut
+
+    def _in_task(self) -> bool:
+        return self.moment is not None and self.task is self.stream.tasks[self.moment[1]]
 
 
 class SignalAt(Strategy):

@@ -29,12 +29,14 @@ SETTINGS = {
     "MomentumInterpolation": Setting(
         lambda: [MomentumInterpolation(0.9)], EVERY, off=lambda: [MomentumInterpolation(0.0)]
     ),
-    "WeightConsolidation": Setting(
-        lambda: [WeightConsolidation(0.01)], EVERY, off=lambda: [WeightConsolidation(0.0)]
-    ),
+    "WeightConsolidation": Setting(lambda: [WeightConsolidation(0.01)], EVERY, off=lambda: [WeightConsolidation(0.0)]),
     "WeightEnsemble": Setting(lambda: [WeightEnsemble(2)], EVERY),
     "WeightInterpolation": Setting(
         lambda: [WeightInterpolation(0.5, alphas=(0.0, 1.0))], EVERY, off=lambda: [WeightInterpolation(1.0)]
     ),
-    "ZSCL": Setting(lambda: [ZSCL(reference="reference", texts="batch", interval=2)], ("clip",)),
+    "ZSCL": Setting(
+        lambda: [ZSCL(reference="reference", texts="batch", interval=2)],
+        ("clip",),
+        off=lambda: [ZSCL(image_to_text=0, text_to_image=0, interval=0, consolidation=0)],
+    ),
 }

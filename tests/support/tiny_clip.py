@@ -31,7 +31,8 @@ def stream(folder: Path) -> Stream:
 
     tasks = [Task(name, [source(name)], Budget(steps=6), evaluates=name) for name in ("dots", "stripes")]
     evals = [EvalSet(name, source(name), "retrieval", group="trained") for name in ("dots", "stripes")]
-    return Stream("clip", tasks, [*evals, EvalSet("held", source("held"), "retrieval")])
+    sources = {"reference": Source([str(folder / "reference.tar")], augment=False)}
+    return Stream("clip", tasks, [*evals, EvalSet("held", source("held"), "retrieval")], sources)
 
 
 CASES: dict[str, tuple[Callable[[], Module], Callable[[Path], Stream]]] = {"clip": (module, stream)}

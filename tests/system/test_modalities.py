@@ -14,10 +14,10 @@ import cases
 import pytest
 import tiny
 import torch
+from moments import Cut, CutAt, Moment
 from torch.optim import SGD
 
 from mmcl import Strategy
-from mmcl.outputs import Batch, Forward, Outputs
 from mmcl.strategies import (
     Distillation,
     ExperienceReplay,
@@ -30,8 +30,6 @@ from mmcl.strategies import (
 from mmcl.strategy import StepContext
 
 CASES = sorted(cases.found())
-EVERY_ROW_ALONE = ["asr-wav2vec2", "asr-whisper", "captioner", "causal_lm", "clip", "hubert", "llava", "smolvlm"]
-"""Modules whose outputs for a row do not depend on the others or on chance."""
 
 
 def strategies(name: str, case: str) -> list[Strategy]:
@@ -43,31 +41,6 @@ def strategies(name: str, case: str) -> list[Strategy]:
     if name == "momentum":
         return [Distillation("initial", None, on=on), MomentumInterpolation(0.9)]
     return [WeightInterpolation(0.5, alphas=(0.0, 1.0)), ExperienceReplay(6)]
-
-
-class Cut(BaseException):
-    """Ends a run at once, as a killed process does: nothing is saved."""
-
-
-class CutAt(Strategy):
-    """Raises at a chosen forward of a stage."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.stage, self.count = "fit", 0
-
-    def wrap_forward(self, next: Forward, batch: Batch, context: StepContext) -> Outputs:
-        if context.stage == self.stage:
-            self.count -= 1
-            if self.count == 0:
-                raise Cut
-        return next(batch)
-
-
-def cut_at(stage: str = "fit", count: int = 0) -> CutAt:
-    strategy = CutAt()
-    strategy.stage, strategy.count = stage, count
-    return strategy
 
 
 class Leftovers(Strategy):
@@ -111,14 +84,15 @@ def test_strategies_serve_every_module(case: str, chosen: str, shards: Path, tmp
 def test_an_interrupted_run_ends_with_the_same_weights(case: str, shards: Path, tmp_path: Path) -> None:
     """Cut in the first task, in the evaluation after it and in the second task, and continued from the disk."""
 
-    def with_cut(stage: str = "fit", count: int = 0) -> list[Strategy]:
-        return [LwF(), MomentumInterpolation(0.9), ExperienceReplay(6), cut_at(stage, count)]
+    def with_cut(moment: Moment | None = None) -> list[Strategy]:
+        return [LwF(), MomentumInterpolation(0.9), ExperienceReplay(6), CutAt(moment)]
 
     whole = cases.run(case, shards / case, tmp_path / "whole", with_cut())
     cut = tmp_path / "cut"
-    for stage, count in (("fit", 4), ("test", 1), ("fit", 3)):
+    moments: list[Moment] = [("fit", 0, 3), ("test", 0, 0), ("fit", 1, 2)]
+    for moment in moments:
         with pytest.raises(Cut):
-            cases.run(case, shards / case, cut, with_cut(stage, count))
+            cases.run(case, shards / case, cut, with_cut(moment))
     again = cases.run(case, shards / case, cut, with_cut())
     assert again["matrix"] == whole["matrix"]
     for name in ("last", "task-1", "task-2"):
@@ -191,19 +165,6 @@ def test_two_processes_see_what_one_sees(case: str, shards: Path, tmp_path: Path
     assert [t["samples"] for t in a["stream"]["tasks"]] == [t["samples"] for t in b["stream"]["tasks"]]
     first = [torch.tensor(r["matrix"]["values"][0], dtype=torch.float64) for r in (a, b)]
     torch.testing.assert_close(*first, rtol=1e-5, atol=1e-6)  # row 0: the same model on one process and on two
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("case", EVERY_ROW_ALONE)
-def test_two_processes_train_as_one(case: str, shards: Path, tmp_path: Path) -> None:
-    """Plain SGD, as Adam enlarges rounding; models without dropout, batch statistics or masks drawn in training."""
-    for devices in (1, 2):
-        ran = script(case, shards / case, tmp_path / str(devices), "--sgd", "--devices", str(devices))
-        assert ran.returncode == 0, ran.stderr
-    for task in ("task-1", "task-2"):
-        one, two = tiny.network(tmp_path / "1", task), tiny.network(tmp_path / "2", task)
-        for name, value in one.items():
-            torch.testing.assert_close(two[name], value, rtol=1e-4, atol=1e-5, msg=lambda m, n=name: f"{n}: {m}")
 
 
 def script(case: str, shards: Path, folder: Path, *more: str) -> subprocess.CompletedProcess[str]:

@@ -1,0 +1,233 @@
+"""Merges in whole runs: where tasks start, what is evaluated, and what survives a cut."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import cases
+import pytest
+import tiny
+import torch
+from torch import Tensor
+
+from mmcl import Strategy, Task
+from mmcl import trainer as lightning
+from mmcl.datamodules import StreamDataModule
+from mmcl.errors import ConfigError
+from mmcl.functional import magmax, model_stock, slerp, task_arithmetic, task_vector, ties, unrolled
+from mmcl.outputs import Batch, Forward, Outputs
+from mmcl.runner import Runner, RunOptions
+from mmcl.strategies import SLERP, TIES, EMAMerge, MagMax, ModelStock, TaskArithmetic
+from mmcl.strategy import DataPass, StepContext
+
+Weights = dict[str, Tensor]
+
+
+class Watch(Strategy):
+    """Notes the weights that each task starts with, those that it ends with, and those that each row is measured with.
+
+    Raises at a chosen forward of a stage, if asked to.
+    """
+
+    def __init__(self, stage: str = "fit", count: int = 0) -> None:
+        super().__init__()
+        self.starts: list[Weights] = []
+        self.ends: list[Weights] = []
+        self.measured: dict[int, Weights] = {}
+        self.stage, self.count = stage, count
+
+    def on_task_start(self, task: Task, data: DataPass) -> None:
+        self.starts.append(self.weights(copy=True))
+
+    def on_task_end(self, task: Task, data: DataPass) -> None:
+        self.ends.append(self.weights(copy=True))
+
+    def wrap_forward(self, next: Forward, batch: Batch, context: StepContext) -> Outputs:
+        if context.stage == self.stage:
+            self.count -= 1
+            if self.count == 0:
+                raise Cut
+        if context.stage == "test":
+            row = 0 if self.task is None else self.stream.position(self.task) + 1
+            if row not in self.measured:
+                self.measured[row] = self.weights(copy=True)
+        return next(batch)
+
+
+class Cut(BaseException):
+    """Ends a run at once, as a killed process does."""
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("cases")
+
+
+def pair(merge: Any) -> Callable[[Weights, Sequence[Weights]], Weights]:
+    """The merge of all models by merging pair after pair."""
+    return lambda base, models: unrolled(base, models, merge)
+
+
+def whole(merge: Any) -> Callable[[Weights, Sequence[Weights]], Weights]:
+    """The merge of all models at once."""
+    return lambda base, models: merge(base, [task_vector(model, base) for model in models])
+
+
+def mean(base: Weights, vectors: Sequence[Weights]) -> Weights:
+    return task_arithmetic(base, vectors, [0.6, 0.4])
+
+
+def average(base: Weights, models: Sequence[Weights]) -> Weights:
+    return {name: torch.stack([model[name] for model in models]).mean(0) for name in base}
+
+
+def sphere(base: Weights, models: Sequence[Weights]) -> Weights:
+    merged = base
+    for model in models:
+        merged = slerp(merged, model, 0.6)
+    return merged
+
+
+def stock(base: Weights, models: Sequence[Weights]) -> Weights:
+    return models[0] if len(models) == 1 else whole(model_stock)(base, models)
+
+
+def stock_over_time(base: Weights, models: Sequence[Weights]) -> Weights:
+    return models[0] if len(models) == 1 else model_stock(base, [task_vector(m, base) for m in reversed(models)])
+
+
+CASES: dict[str, tuple[Callable[[], Strategy], str, Any]] = {
+    "ema": (lambda: EMAMerge(0.6), "merged", pair(mean)),
+    "zero_shot": (lambda: EMAMerge(0.6, "zero_shot"), "initial", pair(mean)),
+    "sequential": (lambda: EMAMerge(0.6, "sequential"), "last", pair(mean)),
+    "fine_tuned": (lambda: EMAMerge(0.6, "fine_tuned"), "merged", lambda b, m: pair(mean)(b, m[-1:])),
+    "slerp": (lambda: SLERP(0.6), "merged", sphere),
+    "magmax": (lambda: MagMax(), "last", whole(lambda b, v: magmax(b, v, 0.5))),
+    "magmax-ema": (lambda: MagMax(0.5, "ema"), "merged", pair(lambda b, v: magmax(b, v[::-1], 0.5))),
+    "average": (lambda: TaskArithmetic(), "initial", average),
+    "sum": (lambda: TaskArithmetic(1.0), "initial", whole(lambda b, v: task_arithmetic(b, v, 1.0))),
+    "sum-ema": (lambda: TaskArithmetic(0.8, "ema"), "merged", pair(lambda b, v: task_arithmetic(b, v, 0.8))),
+    "ties": (lambda: TIES(0.3), "initial", whole(lambda b, v: ties(b, v, 0.3, 1.0))),
+    "ties-unrolled": (
+        lambda: TIES(0.3, 0.9, unrolled=True, aggregation="sum"),
+        "initial",
+        pair(lambda b, v: ties(b, v, 0.3, 0.9, aggregation="sum")),
+    ),
+    "ties-ema": (lambda: TIES(0.3, rule="ema"), "merged", pair(lambda b, v: ties(b, v, 0.3, 1.0))),
+    "stock": (lambda: ModelStock(), "initial", stock),
+    "stock-ema": (lambda: ModelStock("ema"), "merged", stock_over_time),
+}
+
+
+def same(found: Weights, wanted: Weights) -> None:
+    for name, value in wanted.items():
+        torch.testing.assert_close(found[name], value, rtol=1e-5, atol=1e-7, msg=lambda m, n=name: f"{n}: {m}")
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_rules(name: str, shards: Path, tmp_path: Path) -> None:
+    build, start, merge = CASES[name]
+    watch = Watch()
+    cases.run("clip", shards / "clip", tmp_path / "run", [build(), watch])
+    initial = watch.measured[0]
+    same(watch.starts[0], initial)
+    for row in (1, 2):
+        same(watch.measured[row], merge(initial, watch.ends[:row]))
+    assert any(not torch.equal(watch.measured[2][n], watch.ends[1][n]) for n in initial)
+    same(watch.starts[1], {"merged": watch.measured[1], "initial": initial, "last": watch.ends[0]}[start])
+
+
+def test_a_task_from_the_pretrained_weights_has_their_statistics_too(shards: Path, tmp_path: Path) -> None:
+    watch = Watch()
+    cases.run("classes", shards / "classes", tmp_path / "run", [MagMax(rule="zero_shot"), watch])
+    start, initial = watch.starts[1], watch.measured[0]
+    assert any(name.endswith("running_var") for name in initial)
+    for name, value in initial.items():
+        assert torch.equal(start[name], value), name
+    for name in (name for name in initial if "running" in name):
+        assert torch.equal(watch.measured[2][name], watch.ends[1][name]), name
+
+
+@pytest.mark.parametrize("build", [lambda: EMAMerge(0.6), lambda: TIES(0.3)])
+def test_what_grew_is_the_live_models(build: Callable[[], Strategy], shards: Path, tmp_path: Path) -> None:
+    watch = Watch()
+    results = cases.run("classes-growing", shards / "growing", tmp_path / "run", [build(), watch])
+    assert results["run"]["status"] == "finished"
+    rows = {len(w["head.weight"]) for w in watch.measured.values() if "head.weight" in w}
+    for row in (1, 2):
+        live, seen, initial = watch.ends[row - 1], watch.measured[row], watch.measured[0]
+        assert {n: v.shape for n, v in live.items()} == {n: v.shape for n, v in seen.items()}
+        for name, value in live.items():
+            new = initial[name].shape[0] if name in initial and value.ndim else 0
+            if value.ndim and new < len(value):
+                assert torch.equal(seen[name][new:], value[new:]), name
+                rows.add(-1)
+    assert -1 in rows, "nothing grew"
+
+
+@pytest.mark.parametrize(
+    ("case", "build"),
+    [
+        ("clip", lambda: TIES(0.3)),
+        ("classes-growing", lambda: TIES(0.5, prune="random", rule="ema")),
+    ],
+)
+def test_a_cut_run_ends_with_the_same_weights(
+    case: str, build: Callable[[], Strategy], shards: Path, tmp_path: Path
+) -> None:
+    whole = cases.run(case, shards / case, tmp_path / "whole", [build(), Watch()])
+    for stage, count in (("fit", 4), ("test", 1), ("fit", 3)):
+        with pytest.raises(Cut):
+            cases.run(case, shards / case, tmp_path / "cut", [build(), Watch(stage, count)])
+    again = cases.run(case, shards / case, tmp_path / "cut", [build(), Watch()])
+    assert again["matrix"] == whole["matrix"]
+    for name in ("last", "task-1", "task-2"):
+        a, b = tiny.network(tmp_path / "whole", name), tiny.network(tmp_path / "cut", name)
+        assert a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+def test_tasks_stay_on_the_disk_where_all_are_needed(shards: Path, tmp_path: Path) -> None:
+    results = cases.run("clip", shards / "clip", tmp_path / "all", [TIES(0.3)])
+    names = {p.stem for p in (tmp_path / "all" / "snapshots").iterdir()}
+    assert names == {"initial", "task-1", "task-2"}
+    for row in (1, 2):  # and an earlier row is made again out of its checkpoint
+        assert (
+            measured_again("clip", shards / "clip", tmp_path / "all", [TIES(0.3)], row)
+            == results["matrix"]["values"][row]
+        )
+    cases.run("clip", shards / "clip", tmp_path / "two", [TIES(0.3, unrolled=True)])
+    assert {p.stem for p in (tmp_path / "two" / "snapshots").iterdir()} == {"initial"}
+    saved = torch.load(tmp_path / "two" / "checkpoints" / "last.ckpt", weights_only=True)
+    assert set(saved["strategies"]["ties"]["state"]) == {"kept"}
+
+
+def measured_again(case: str, shards: Path, folder: Path, strategies: Sequence[Strategy], row: int) -> list[float]:
+    """A row of a finished run, from its checkpoint."""
+    module, stream = cases.found()[case]
+    data = StreamDataModule(stream(shards), batch_size=cases.BATCH, eval_batch_size=5)
+    trainer = lightning.make(accelerator="cpu", enable_progress_bar=False, log_every_n_steps=2)
+    runner = Runner(data, module(), strategies, trainer, RunOptions(run_dir=folder, identity={"case": case}))
+    return [cell.result.value for cell in runner.test(f"task-{row}")[""]]
+
+
+BAD: list[tuple[Callable[[], Any], str]] = [
+    (lambda: EMAMerge(1.5), "weight is 1.5"),
+    (lambda: EMAMerge(rule="em"), "rule 'em' is unknown; did you mean ema"),  # type: ignore[arg-type]
+    (lambda: SLERP(-0.1), "weight is -0.1"),
+    (lambda: MagMax(float("nan")), "scale is nan"),
+    (lambda: TaskArithmetic(rule="ema"), "give a `scale`"),
+    (lambda: TaskArithmetic(float("inf")), "scale is inf"),
+    (lambda: TIES(0.0), "density 0.0"),
+    (lambda: TIES(aggregation="man"), "aggregation 'man' is unknown; did you mean"),  # type: ignore[arg-type]
+    (lambda: TIES(prune="rand"), "prune 'rand' is unknown; did you mean random"),  # type: ignore[arg-type]
+    (lambda: ModelStock("fine_tuned"), "no angle"),
+]
+
+
+@pytest.mark.parametrize(("build", "message"), BAD)
+def test_bad_arguments_are_refused(build: Any, message: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        build()
+    assert message in str(error.value) and "\n" not in str(error.value)

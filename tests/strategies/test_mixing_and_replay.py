@@ -1,0 +1,146 @@
+"""Velocitune and MER: the formulas in whole runs, and what they refuse."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import cases
+import pytest
+import tiny_text
+import torch
+from torch import Tensor
+
+from mmcl import Source, Strategy, Stream
+from mmcl.errors import ConfigError, RunError
+from mmcl.functional import velocity_weights
+from mmcl.strategies import MER, Velocitune
+from mmcl.strategy import StepContext
+
+TARGETS = {"weather": 1.0, "plain": 2.0}
+
+
+def velocitune(**changes: Any) -> Velocitune:
+    return Velocitune(**{"targets": TARGETS, "sources": {"weather": "weather", "plain": "numbers"}, **changes})
+
+
+class Watch(Strategy):
+    """Counts where the rows of each step come from."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rows: list[Counter[str]] = []
+
+    def losses(self, context: StepContext) -> dict[str, Tensor]:
+        self.rows.append(Counter(int(domain) for domain in context.batch["domain"]))
+        return {}
+
+
+def segmented(folder: Path) -> Stream:
+    """The texts, each task cut every three steps."""
+    stream = tiny_text.stream(folder)
+    return stream.with_tasks([replace(task, segment=3) for task in stream.tasks])
+
+
+def test_shares_follow_the_losses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cases, "found", lambda: {"texts": (tiny_text.causal, segmented)})
+    strategy, watch = velocitune(least=0.1), Watch()
+    results = cases.run("texts", tmp_path / "shards", tmp_path / "run", [strategy, watch])
+    columns = results["matrix"]["columns"]
+    rows = [dict(zip(columns, row, strict=True)) for row in results["matrix"]["values"]]
+    cuts = [entry["scores"] for entry in results["segments"]]
+    assert len(cuts) == 2
+
+    def losses(scores: dict[str, float]) -> list[float]:
+        return [float(torch.tensor(scores[name], dtype=torch.float64).log()) for name in TARGETS]
+
+    weights: Any = [0.5, 0.5]
+    history = [weights]
+    for scores in (cuts[0], rows[1], cuts[1], rows[2]):
+        weights = velocity_weights(weights, losses(scores), losses(rows[0]), list(TARGETS.values()))
+        history.append(weights.tolist())
+    torch.testing.assert_close(torch.tensor(list(strategy.weights_of.values())), torch.tensor(history[-1]))
+    assert history[-1] != [0.5, 0.5] and len(watch.rows) == 12
+    first = strategy.sources(strategy.stream.tasks[0])
+    assert [s.name for s in first] == ["velocitune/plain"]  # the task's own data are the other domain
+    assert first[0].share == pytest.approx(0.1 + 0.8 * history[-1][1])
+    second = strategy.sources(strategy.stream.tasks[1])
+    assert sum(s.share or 0 for s in second) == pytest.approx(0.5)
+    assert watch.rows[0] == {0: 4, 1: 4} and watch.rows[6][0] < watch.rows[6][1]  # where the rows' data belong
+
+
+def test_a_named_source_of_the_stream(tmp_path: Path) -> None:
+    stream = tiny_text.stream(tmp_path)
+    extra = Source([str(tmp_path / "plain.tar")], role="side", batch_size=3)
+    stream = Stream(stream.name, stream.tasks, stream.evals, {"more": extra})
+    strategy = velocitune(sources={"weather": "weather", "plain": "more"}, share=0.4)
+    strategy.attach_reach(SimpleNamespace(stream=stream))
+    strategy.setup(stream)
+    weather, plain = strategy.sources(stream.tasks[1])
+    assert (plain.role, plain.batch_size, plain.shards) == ("mixed", None, extra.shards)
+    assert weather.share == plain.share == pytest.approx(0.2) and weather.task == "weather"
+
+
+def test_what_the_stream_lacks_is_refused(tmp_path: Path) -> None:
+    stream = tiny_text.stream(tmp_path)
+    for changes, words in (
+        (
+            {"sources": {"weather": "whether", "plain": "numbers"}},
+            "no source and no task 'whether'; did you mean weather",
+        ),
+        ({"sources": {"plain": "numbers"}}, "'weather' needs a source"),
+        ({"targets": {"weather": 1.0, "plane": 1.0}, "sources": {"weather": "weather"}}, "no evaluation set 'plane'"),
+    ):
+        with pytest.raises(ConfigError, match=words):
+            velocitune(**changes).setup(stream)
+    with pytest.raises(RunError, match="is no perplexity"):
+        velocitune().on_scores({"weather": 0.0, "plain": 1.0}, None)
+
+
+BAD: list[tuple[Callable[[], Any], str]] = [
+    (lambda: velocitune(share=0.0), "share is 0"),
+    (lambda: velocitune(scores="los"), "scores 'los' is unknown; did you mean loss"),
+    (lambda: velocitune(targets={"weather": 1.0}), "two domains or more"),
+    (lambda: velocitune(least=0.6), "least is 0.6; 2 domains have at most 0.5"),
+    (lambda: velocitune(sources={"wether": "weather"}), "did you mean weather"),
+    (lambda: MER(0), "interval is 0"),
+    (lambda: MER(rate=1.1), "rate is 1.1"),
+]
+
+
+@pytest.mark.parametrize(("build", "message"), BAD)
+def test_bad_arguments_are_refused(build: Any, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        build()
+
+
+def test_mer_goes_a_part_of_the_way(data: Any) -> None:
+    """Against the loop written out: the same optimizer, and weights set back after every third step."""
+    run, plain = data.run(MER(3, 0.25)), data.run()
+    for each in (run, plain):
+        each.begin()
+    anchor = plain.weights(copy=True)
+    for i in range(8):
+        for each in (run, plain):
+            each.train_step(data.batch(i), data.side(i), data.lr(i))
+        if i in (2, 5):
+            anchor = {
+                n: anchor[n] + 0.25 * (v - anchor[n]) if v.is_floating_point() else v
+                for n, v in plain.weights(copy=True).items()
+            }
+            plain.load(anchor)
+        for name, value in plain.weights().items():
+            torch.testing.assert_close(run.weights()[name], value, rtol=1e-9, atol=1e-12)
+    assert "logit_scale" not in run.strategies[0].anchor  # it does not train here
+
+
+def test_mer_without_a_part_to_leave_out_does_nothing(data: Any, toolbox: SimpleNamespace) -> None:
+    run, plain = data.run(MER(1, 1.0)), data.run()
+    for each in (run, plain):
+        each.begin()
+        data.train(each)
+    toolbox.assert_same(run.weights(), plain.weights())

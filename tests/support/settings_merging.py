@@ -1,0 +1,27 @@
+"""Merges, mixtures and replayed interpolation as rows of the strategies' table."""
+
+from __future__ import annotations
+
+from settings import Setting
+
+from mmcl.strategies import MER, SLERP, TIES, EMAMerge, MagMax, ModelStock, TaskArithmetic, Velocitune
+
+EVERY = ("classes-growing", "clip", "causal_lm", "asr-whisper")
+"""One module of each family; the classifier's head grows."""
+
+SETTINGS = {
+    "EMAMerge": Setting(lambda: [EMAMerge(0.6)], EVERY, off=lambda: [EMAMerge(1.0)]),
+    "EMAMerge/zero_shot": Setting(lambda: [EMAMerge(0.6, "zero_shot")], EVERY),
+    "MagMax": Setting(lambda: [MagMax()], EVERY),
+    "MER": Setting(lambda: [MER(2, 0.3)], EVERY, off=lambda: [MER(2, 1.0)]),
+    "ModelStock": Setting(lambda: [ModelStock()], EVERY),
+    "SLERP": Setting(lambda: [SLERP(0.6)], EVERY, off=lambda: [SLERP(1.0)]),
+    "TaskArithmetic": Setting(lambda: [TaskArithmetic()], EVERY),
+    "Velocitune": Setting(
+        lambda: [Velocitune({"weather": 1.0, "plain": 2.0}, {"weather": "weather", "plain": "numbers"})],
+        ("causal_lm",),
+        refuses={"clip": "stream 'clip' has no evaluation set 'weather'"},
+    ),
+    "TIES": Setting(lambda: [TIES(0.3)], EVERY),
+    "TIES/random": Setting(lambda: [TIES(0.5, rule="ema", prune="random")], EVERY),
+}
