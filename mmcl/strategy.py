@@ -65,6 +65,7 @@ class ModuleContract(Protocol):
     """
 
     network: nn.Module
+    classifier: nn.Module | None
     objective: Objective
     provides: frozenset[str]
     probes: frozenset[str]
@@ -79,8 +80,6 @@ class ModuleContract(Protocol):
     lr: float
     schedule: Schedule
 
-    @property
-    def classifier(self) -> nn.Module | None: ...
     def __call__(self, batch: Batch) -> Outputs: ...
     def compute(self, network: nn.Module, batch: Batch) -> Outputs: ...
     def generate(self, batch: Batch, **options: Any) -> Outputs: ...
@@ -312,10 +311,6 @@ class Strategy(Recorded, nn.Module):
     def snapshot(self, name: str) -> Weights:
         """A declared snapshot, on the network's device."""
         return self.reach.snapshot(name)
-
-    def evaluating(self) -> AbstractContextManager[Forward]:
-        """What evaluation sees, for a while: evaluation weights and all wraps, no gradients; batches give outputs."""
-        return self.reach.evaluating()
 
     def stored(self, name: str) -> Mapping[str, Tensor]:
         """A declared snapshot that stays on the disk: a tensor is read whenever it is asked for, onto the CPU."""
