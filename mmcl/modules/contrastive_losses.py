@@ -28,6 +28,8 @@ class Contrastive(Objective):
         pair: the two batch keys that are compared, ``audio`` and ``text`` for sounds.
     """
 
+    coupled = True
+
     def __init__(
         self, kind: Literal["auto", "clip", "siglip"] = "auto", pair: tuple[str, str] = ("image", "text")
     ) -> None:
