@@ -78,11 +78,13 @@ class Objective(nn.Module):
     """A module's own training loss. Strategies add terms to it; they do not replace it.
 
     `needs` names batch keys that must be there. `start` is called when a task begins (and again on resume). `coupled`
-    says that a row's loss depends on the other rows of its batch, so that no row has a loss of its own.
+    says that a row's loss depends on the other rows of its batch, so that no row has a loss of its own; `of_one_task`
+    that it reads labels as those of the task at hand, so that rows of other tasks cannot be replayed with theirs.
     """
 
     needs: frozenset[str] = frozenset()
     coupled: bool = False
+    of_one_task: bool = False
 
     def check(self, task: Any) -> None:
         """Refuse a task that lacks what the objective needs (`ConfigError`), before anything is written."""

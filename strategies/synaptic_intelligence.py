@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from mmcl.errors import ConfigError
+from mmcl.errors import ConfigError, RunError
 from mmcl.functional.importance import Rule, approximate_path, path_integral
 from mmcl.functional.regularization import synaptic_importance
 from mmcl.strategies._importance import _QuadraticPenalty
@@ -91,6 +91,9 @@ class _SynapticPath(Strategy):
         if not self.active:
             return
         seen = {name: p for name, p in self.pull[0].trained().items() if p.grad is not None}
+        for name in seen:
+            if name not in self.snapshot("start"):
+                raise RunError(f"SynapticIntelligence: '{name}' trains but is no weight of the network (an adapter?)")
         self._rate = context.lr
         self._gradients = {name: p.grad.clone() for name, p in seen.items() if p.grad is not None}
         self._before = {} if self.approximate else {name: p.detach().clone() for name, p in seen.items()}

@@ -75,6 +75,7 @@ class ClassTextCrossEntropy(Objective):
     """
 
     needs = frozenset({"image", "labels"})
+    of_one_task = True
 
     def __init__(self, label_smoothing: float = 0.2) -> None:
         super().__init__()
