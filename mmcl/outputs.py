@@ -79,10 +79,14 @@ class Outputs:
 class Objective(nn.Module):
     """A module's own training loss. Strategies add terms to it; they do not replace it.
 
-    `needs` names batch keys that must be there. `start` is called when a task begins (and again on resume).
+    `needs` names batch keys that must be there. `start` is called when a task begins (and again on resume). `coupled`
+    says that a row's loss depends on the other rows of its batch, so that no row has a loss of its own; `of_one_task`
+    that it reads labels as those of the task at hand, so that rows of other tasks cannot be replayed with theirs.
     """
 
     needs: frozenset[str] = frozenset()
+    coupled: bool = False
+    of_one_task: bool = False
 
     def check(self, task: Any) -> None:
         """Refuse a task that lacks what the objective needs (`ConfigError`), before anything is written."""
@@ -167,6 +171,24 @@ class Recorded:
 
 
 Forward = Callable[[Batch], Outputs]
+
+
+def valid_places(values: Tensor, outputs: Outputs, batch: Batch) -> Tensor:
+    """Which rows of an output, or which of their tokens or frames, are no padding.
+
+    Args:
+        values: (B, D) or (B, L, D), one of `outputs`.
+        outputs: what the batch gave.
+        batch: with ``valid`` (B,), where it has padding.
+
+    Returns:
+        (B,) or (B, L), bool.
+    """
+    places = torch.ones(values.shape[:-1], dtype=torch.bool, device=values.device)
+    if values.dim() > 2 and outputs.valid is not None and outputs.valid.dim() == places.dim():
+        places = places & outputs.valid
+    rows: Tensor | None = batch.get("valid")
+    return places if rows is None else places & rows.reshape(-1, *(1,) * (places.dim() - 1))
 
 
 def move(value: Any, device: torch.device | str) -> Any:

@@ -90,7 +90,7 @@ class Session:
         self.reach.evaluating = self._evaluating
         self.reach.parameters = self.engine.parameters
         self.engine.find_teacher = self.reach.teacher
-        self.engine.convert = trainer.precision_plugin.convert_input
+        self.engine.convert = self.reach.convert = trainer.precision_plugin.convert_input
         self.engine.wants_stop = lambda: self.flag.signum != 0
         for strategy in self.composition.strategies:
             strategy.attach_reach(self.reach)
@@ -199,7 +199,7 @@ class Session:
 
         def run(augment: bool = False, batch_size: int | None = None, limit: int | None = None) -> Iterator[Batch]:
             for batch in self.data.pass_loader(task, augment=augment, batch_size=batch_size, limit=limit):
-                yield move(batch, device)
+                yield self.engine.convert(move(batch, device))
 
         return run
 

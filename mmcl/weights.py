@@ -7,7 +7,7 @@ know of adapters.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -101,8 +101,13 @@ def grown(live_weights: Weights, older: Mapping[str, Tensor]) -> Weights:
         if old is None:
             continue
         found[name] = live = live.to(torch.promote_types(live.dtype, old.dtype))
-        live[tuple(slice(0, size) for size in old.shape)] = old.to(live.device)
+        leading(live, old.shape).copy_(old)
     return found
+
+
+def leading(tensor: Tensor, shape: Sequence[int]) -> Tensor:
+    """The part of a tensor that was there before it grew to its present shape: a view of its first rows."""
+    return tensor[tuple(slice(0, size) for size in shape)]
 
 
 @torch.no_grad()

@@ -10,6 +10,8 @@ from mmcl.functional.distillation import (
     topology_preservation_loss,
     zscl_loss,
 )
+from mmcl.functional.gradients import agem_projection, gem_projection
+from mmcl.functional.importance import approximate_path, consolidate_importance, path_integral, squared_output_norm
 from mmcl.functional.merging import (
     instruction_residual,
     magmax,
@@ -33,7 +35,21 @@ from mmcl.functional.prototypes import (
     subspace_logits,
     synthesized_means,
 )
-from mmcl.functional.regularization import ewc_penalty, l2_gradients, l2_penalty
+from mmcl.functional.regularization import (
+    ewc_gradients,
+    ewc_penalty,
+    fisher_diagonal,
+    l2_gradients,
+    l2_penalty,
+    synaptic_importance,
+)
+from mmcl.functional.representations import (
+    center_loss,
+    dark_experience_loss,
+    threshold_margin_loss,
+    threshold_margins,
+    update_centers,
+)
 from mmcl.functional.ridge import (
     cross_validated_ridge,
     random_expansion,
@@ -55,24 +71,32 @@ from mmcl.functional.schedules import (
 from mmcl.functional.trimming import breadcrumbs, dare, layer_scaling
 
 __all__ = [
+    "agem_projection",
     "align_classifier",
+    "approximate_path",
     "breadcrumbs",
+    "center_loss",
     "class_gaussians",
     "class_means",
     "class_sums",
     "cmr_law",
     "compatible_momentum",
+    "consolidate_importance",
     "constant",
     "cosine_between",
     "cosine_face_loss",
     "cross_validated_ridge",
     "dare",
+    "dark_experience_loss",
     "dcpt_law",
     "distillation_loss",
     "divergence_loss",
     "ema",
+    "ewc_gradients",
     "ewc_penalty",
     "feature_distillation_loss",
+    "fisher_diagonal",
+    "gem_projection",
     "infinite",
     "instruction_residual",
     "interpolate",
@@ -85,6 +109,7 @@ __all__ = [
     "model_stock",
     "momentum_contrast_loss",
     "nearest_mean_logits",
+    "path_integral",
     "random_expansion",
     "random_projection_ridge",
     "random_queue",
@@ -98,14 +123,19 @@ __all__ = [
     "slerp",
     "solve_ridge",
     "sparse_projection",
+    "squared_output_norm",
     "subspace_logits",
+    "synaptic_importance",
     "synthesized_means",
     "task_arithmetic",
     "task_vector",
+    "threshold_margin_loss",
+    "threshold_margins",
     "ties",
     "top_activations",
     "topology_preservation_loss",
     "unrolled",
+    "update_centers",
     "update_queue",
     "velocities",
     "velocity_weights",
