@@ -204,12 +204,10 @@ class Task:
             raise ConfigError(f"task '{self.name}': each source of `mix` needs a `share` of the batch")
         if self.segment is not None and self.segment < 1:
             raise ConfigError(f"task '{self.name}': segment {self.segment} is not a positive number of steps")
-        for source in self.mix if self.segment is None else ():
-            if source.share_schedule is not None:
-                raise ConfigError(
-                    f"task '{self.name}': the share of source '{source.name}' changes where a segment begins; say with "
-                    "`segment` after how many steps"
-                )
+        if self.segment is None and any(s.share_schedule is not None for s in self.mix):
+            raise ConfigError(
+                f"task '{self.name}': shares that follow a schedule change at segments; give it `segment`"
+            )
         object.__setattr__(self, "class_names", _names(f"task '{self.name}'", self.class_names))
         _check_templates(f"task '{self.name}'", self.templates)
 

@@ -66,7 +66,12 @@ class Training(Session):
         return self._seconds_before + time.perf_counter() - self._began
 
     def _sources(self, task: Task) -> list[Source]:
-        return [*task.mix, *(s for strategy in self.composition.of("sources") for s in strategy.sources(task))]
+        sources = [*task.mix, *(s for strategy in self.composition.of("sources") for s in strategy.sources(task))]
+        if task.segment is None and any(s.share_schedule is not None for s in sources):
+            raise ConfigError(
+                f"task '{task.name}': shares that follow a schedule change at segments; give it `segment`"
+            )
+        return sources
 
     def _segment_sources(self, task: Task) -> list[Source]:
         """What strategies ask for; in the middle of a segment with the shares that it began with."""
