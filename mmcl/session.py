@@ -6,7 +6,7 @@ import logging
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ from mmcl.reach import RunReach
 from mmcl.record import Record, describe, now, versions
 from mmcl.run_folder import RunFolder, digest
 from mmcl.strategy import Stage, Strategy
-from mmcl.stream import Task
+from mmcl.stream import Source, Task
 
 logger = logging.getLogger("mmcl")
 
@@ -56,6 +56,32 @@ class RunOptions:
     command: str = ""
     config: str | None = None
     identity: Mapping[str, Any] | None = None
+
+
+def sources_at(sources: Sequence[Source], step: int, steps: int) -> list[Source]:
+    """Sources with the shares that they have from a step of a task on; those with a share of 0 are left out.
+
+    Args:
+        sources: of the task and of strategies.
+        step: where a segment begins, counted from the task's start.
+        steps: steps of the task.
+
+    Raises:
+        ConfigError: a schedule takes a share outside [0, 1].
+    """
+    found = []
+    for source in sources:
+        if source.share_schedule is None or source.share is None:
+            found.append(source)
+            continue
+        share = source.share * source.share_schedule(step, steps)
+        if not 0.0 <= share <= 1.0:
+            raise ConfigError(
+                f"source '{source.name}': its schedule makes the share {share:g} at step {step}; it must be in [0, 1]"
+            )
+        if share:
+            found.append(replace(source, share=share, share_schedule=None))
+    return found
 
 
 class Session:
@@ -121,7 +147,19 @@ class Session:
         )
         self.data.check()
         for task in self.stream.tasks:
-            self.data.plan(task, task.mix)
+            self._check_shares(task)
+
+    def _check_shares(self, task: Task) -> None:
+        """Refuse shares that cannot be in some segment of a task."""
+        steps = self.data.plan(task, task.mix).steps
+        scheduled = [source for source in task.mix if source.share_schedule is not None]
+        if scheduled and task.budget.epochs is not None:
+            raise ConfigError(
+                f"task '{task.name}': the share of source '{scheduled[0].name}' changes, so a budget in epochs says "
+                "nothing; give steps or samples"
+            )
+        for begin in range(0, steps, task.segment or steps) if scheduled else ():
+            self.data.plan(task, sources_at(task.mix, begin, steps))
 
     @property
     def is_main(self) -> bool:
@@ -172,7 +210,7 @@ class Session:
             "budget": str(task.budget),
             "steps": plan.steps,
             "samples": plan.steps * self.data.batch_size,
-            "own_samples": sum(self.data.count(s) for s in task.train),
+            "own_samples": None if task.is_stream else sum(self.data.count(s) for s in task.train),
         }
 
     def _enter(self, task: Task) -> None:
