@@ -8,12 +8,25 @@ from mmcl.functional.distillation import (
     topology_preservation_loss,
     zscl_loss,
 )
+from mmcl.functional.lowrank import (
+    active_components,
+    dora_weight,
+    lowrank_delta,
+    published_threshold,
+    row_norm,
+    soft_threshold,
+    subspace_overlap,
+    threshold_schedule,
+    vera_delta,
+)
 from mmcl.functional.regularization import ewc_penalty, l2_gradients, l2_penalty
 from mmcl.functional.schedules import constant, infinite, rewarm, warmup_cosine
 
 __all__ = [
+    "active_components",
     "constant",
     "distillation_loss",
+    "dora_weight",
     "ema",
     "ewc_penalty",
     "feature_distillation_loss",
@@ -21,10 +34,17 @@ __all__ = [
     "interpolate",
     "l2_gradients",
     "l2_penalty",
+    "lowrank_delta",
+    "published_threshold",
     "rewarm",
+    "row_norm",
     "running_average",
     "similarity_distillation_loss",
+    "soft_threshold",
+    "subspace_overlap",
+    "threshold_schedule",
     "topology_preservation_loss",
+    "vera_delta",
     "warmup_cosine",
     "zscl_loss",
 ]

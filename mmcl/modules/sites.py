@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from mmcl.errors import RunError
+from mmcl.functional._precision import widen
 from mmcl.modules.clip_layers import block
 from mmcl.outputs import Site
 
@@ -18,9 +19,9 @@ ROLES = {
     "query": r"(q|q_proj|query|to_q|q_proj_weight)",
     "key": r"(k|k_proj|key|to_k|k_proj_weight)",
     "value": r"(v|v_proj|value|to_v|v_proj_weight)",
-    "mlp_in": r"(c_fc|fc1|fc1_g|fc1_x|w1|w2|intermediate\.dense)",
-    "mlp_out": r"(c_proj|fc2|w3|mlp\.proj)",
-    "out": r"(out_proj|to_out|attn\.proj|attn_pool\.proj|attention\.output\.dense)",
+    "mlp_in": r"(c_fc|fc1|fc1_g|fc1_x|w1|w2|gate_proj|up_proj|intermediate\.dense|intermediate_dense)",
+    "mlp_out": r"(c_proj|fc2|w3|down_proj|mlp\.proj|output_dense)",
+    "out": r"(out_proj|o_proj|to_out|attn\.proj|attn_pool\.proj|attention\.output\.dense)",
 }
 """Role -> how the layer is called by open_clip, timm and transformers; the first that fits at the end of a name."""
 BARE = ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight")
@@ -41,13 +42,18 @@ class RowDeltas(nn.Module):
 
     def forward(self, weight: Tensor) -> Tensor:
         """The (out, in) weight with all deltas added."""
+        changes: dict[tuple[int, int], Tensor] = {}
         for start, stop, delta in self.held:
             change = delta().to(weight.dtype)
-            if stop - start == weight.shape[0]:
-                weight = weight + change
-            else:
-                weight = torch.cat([weight[:start], weight[start:stop] + change, weight[stop:]])
-        return weight
+            earlier = changes.get((start, stop))
+            changes[start, stop] = change if earlier is None else earlier + change
+        # Rows of one weight are its thirds, or all of them: they never overlap. What none changes is taken as it is.
+        parts, done = [], 0
+        for (start, stop), change in sorted(changes.items()):
+            parts += [weight[done:start], weight[start:stop] + change]
+            done = stop
+        parts = [part for part in (*parts, weight[done:]) if len(part)]
+        return torch.cat(parts) if len(parts) > 1 else parts[0]
 
 
 class LinearSite:
@@ -87,14 +93,23 @@ class LinearSite:
         deltas.held.append((*self._rows, delta))
         self._own.append(delta)
 
+    @property
+    def trains(self) -> bool:
+        """Whether the weight itself trains."""
+        return self._raw().requires_grad
+
+    def rows(self) -> Tensor:
+        """The weight's rows without what is attached: a live view, (out, in)."""
+        start, stop = self._rows
+        return self._raw().detach()[start:stop]
+
     @torch.no_grad()
     def fold(self) -> None:
         """Add this site's delta() to the weight; the caller then resets delta to zero."""
-        start, stop = self._rows
-        raw = self._raw()
+        rows = self.rows()
         for delta in self._own:
-            rows = raw[start:stop]
-            rows.copy_(rows.float() + delta().float())
+            wide, change = widen(rows, delta())
+            rows.copy_(wide + change)
 
     def detach(self) -> None:
         """Fold, and take the deltas away; the last one takes the parametrization with it."""
