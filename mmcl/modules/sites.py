@@ -41,10 +41,10 @@ class RowDeltas(nn.Module):
         self.held: list[tuple[int, int, Callable[[], Tensor]]] = []
 
     def forward(self, weight: Tensor) -> Tensor:
-        """The (out, in) weight with all deltas added."""
+        """The weight with all deltas added; those of a 1 x 1 convolution get its two last dimensions."""
         changes: dict[tuple[int, int], Tensor] = {}
         for start, stop, delta in self.held:
-            change = delta().to(weight.dtype)
+            change = delta().to(weight.dtype).view(stop - start, *weight.shape[1:])
             earlier = changes.get((start, stop))
             changes[start, stop] = change if earlier is None else earlier + change
         # Rows of one weight are its thirds, or all of them: they never overlap. What none changes is taken as it is.
@@ -72,7 +72,7 @@ class LinearSite:
         self.tower = tower
         self.block = block(f"{path}.")
         self.role = role
-        self.shape = (rows[1] - rows[0], weight.shape[1])
+        self.shape = (rows[1] - rows[0], weight.shape[1])  # of a 1 x 1 convolution without the two last dimensions
         self._module = module
         self._attribute = attribute
         self._rows = rows
@@ -101,7 +101,7 @@ class LinearSite:
     def rows(self) -> Tensor:
         """The weight's rows without what is attached: a live view, (out, in)."""
         start, stop = self._rows
-        return self._raw().detach()[start:stop]
+        return self._raw().detach()[start:stop].view(self.shape)
 
     @torch.no_grad()
     def fold(self) -> None:
@@ -140,9 +140,11 @@ class LinearSite:
 def linear_sites(network: nn.Module, tower: Callable[[str], str | None]) -> list[Site]:
     """Sites of all linear weights in attention, MLPs and projection layers, in the network's order.
 
+    Convolutions of one place (1 x 1) are linear layers, as of the MLPs of ConvNeXt; others and bare projection tensors
+    (``visual.proj``) are not.
+
     Args:
-        network: with open_clip's, timm's or transformers' layers. Convolutions and bare projection tensors
-            (``visual.proj``) are no linear layers.
+        network: with open_clip's, timm's or transformers' layers.
         tower: name of a parameter -> its tower; None leaves it out.
     """
     found: list[Site] = []
@@ -158,7 +160,7 @@ def linear_sites(network: nn.Module, tower: Callable[[str], str | None]) -> list
 
 def _weights(path: str, module: nn.Module) -> Iterator[tuple[str, tuple[int, int], str]]:
     """(attribute, rows, role) of a module's own linear weights."""
-    linear = isinstance(module, nn.Linear)
+    linear = isinstance(module, nn.Linear) or _of_one_place(module)
     last = path.rsplit(".", 1)[-1] if linear else ""
     for attribute in ("weight",) if linear else BARE:
         weight = getattr(module, attribute, None)
@@ -173,7 +175,18 @@ def _weights(path: str, module: nn.Module) -> Iterator[tuple[str, tuple[int, int
             yield attribute, (i * size, (i + 1) * size), role
 
 
+def _of_one_place(module: nn.Module) -> bool:
+    """Whether it is a convolution that looks at one place alone, and at all channels."""
+    return (
+        isinstance(module, nn.Conv1d | nn.Conv2d)
+        and module.groups == 1
+        and all(size == 1 for size in (*module.kernel_size, *module.stride))
+    )
+
+
 def _role(path: str) -> str:
+    if re.search(r"(^|\.)(se|squeeze)\.", path):  # a gate on channels, whose layers are called as an MLP's
+        return "other"
     for role, pattern in ROLES.items():
         if re.search(rf"(^|\.){pattern}$", path):
             return role
