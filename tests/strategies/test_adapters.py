@@ -20,6 +20,7 @@ from mmcl import Strategy, weights
 from mmcl.errors import ConfigError
 from mmcl.functional import soft_threshold, threshold_schedule
 from mmcl.outputs import Batch, Forward, Outputs
+from mmcl.session import Session
 from mmcl.strategies import (
     BitFit,
     CoDyRA,
@@ -37,7 +38,7 @@ from mmcl.stream import Task
 from mmcl.weights import canonical
 
 SETTINGS = settings_adapters.SETTINGS
-QUICK = ("LoRA/separate", "CoDyRA", "LoRA/convolutions", "LNFit")
+QUICK = ("LoRA/separate", "CoDyRA")
 """Rows that every run of the tests looks at; the others take longer together than they tell."""
 ROWS = [pytest.param(n, marks=() if n in QUICK else pytest.mark.slow) for n in SETTINGS]
 MERGED = ["LoRA", "LoRA/orthogonal", "CoDyRA", "DoRA", "VeRA"]
@@ -326,6 +327,7 @@ def test_places_can_be_chosen(run: Any) -> None:
         ("causal_lm", lambda: BitFit(), "no biases"),
         ("causal_lm", lambda: LoRA(tasks="separate"), "needs 'features'"),
         ("clip", lambda: [LoRA(), CoDyRA()], "LoRA and CoDyRA both claim 'adapters'"),
+        ("clip", lambda: [LoRA(tasks="separate"), WeightEnsemble()], "both claim 'eval_weights'"),
     ],
 )
 def test_what_cannot_be_adapted_is_refused(run: Any, tmp_path: Path, case: str, build: Any, words: str) -> None:
@@ -382,11 +384,11 @@ def test_a_frozen_batch_norm_keeps_its_statistics(run: Any) -> None:
     watch = Watch(*FIRST_TASK)
     with pytest.raises(Cut):
         run("classes", [LoRA(2, roles=["other"]), watch])
-    assert not [n for n in changed(watch.seen["initial"], watch.seen["end task-1"]) if "running" in n]
+    assert not [n for n in changed(watch.seen["initial"], watch.seen["end task-0"]) if "running" in n]
     watch = Watch(*FIRST_TASK)
     with pytest.raises(Cut):
         run("classes", [LNFit(), watch], "norms")
-    assert [n for n in changed(watch.seen["initial"], watch.seen["end task-1"]) if "running" in n]
+    assert [n for n in changed(watch.seen["initial"], watch.seen["end task-0"]) if "running" in n]
 
 
 def test_the_export_holds_the_merged_weights(run: Any, tmp_path: Path) -> None:
@@ -403,3 +405,29 @@ def test_the_export_holds_the_merged_weights(run: Any, tmp_path: Path) -> None:
     effective = weights.read(module.network)
     for name, value in peer.state_dict().items():
         torch.testing.assert_close(value, effective[name].cpu(), rtol=0, atol=0)
+
+
+def test_a_run_with_adapters_is_no_start_for_another(run: Any, tmp_path: Path) -> None:
+    with pytest.raises(Cut):
+        run("clip", [LoRA(2), Watch(*FIRST_TASK)])
+    module = tiny_clip.module()
+    with pytest.raises(ConfigError, match="holds adapters beside the weights; fold them in"):
+        Session.load_network(SimpleNamespace(module=module), str(tmp_path / "run"))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("case", "heads"),
+    [
+        ("classes", {"head"}),
+        ("asr-wav2vec2", {"lm_head"}),
+        ("asr-whisper-ctc", {"head"}),
+        ("asr-whisper", set()),
+        ("hubert", {"project", "codewords"}),
+        ("clip", set()),
+        ("causal_lm", set()),
+    ],
+)
+def test_modules_know_their_heads(case: str, heads: set[str]) -> None:
+    module = cases.found()[case][0]()
+    named = [name for name, _ in module.network.named_parameters()]
+    assert {name.split(".")[0] for name in named if module.is_head(name)} == heads
