@@ -185,10 +185,14 @@ class Engine(pl.LightningModule):
 
     def configure_optimizers(self) -> Optimizer:
         groups: list[ParameterGroup] = self.module.parameter_groups()
+        named = all("param_names" in group for group in groups)  # torch wants names in all groups or in none
         for name, strategy in self.strategies.items():
-            own = [p for p in strategy.parameters() if p.requires_grad]
+            own = {n: p for n, p in strategy.named_parameters() if p.requires_grad}
             if own:
-                groups.append({"params": own, "name": name, "lr_scale": 1.0, "weight_decay": 0.0})
+                names = {"param_names": [f"strategies.{name}.{n}" for n in own]} if named else {}
+                groups.append(
+                    {"params": list(own.values()), **names, "name": name, "lr_scale": 1.0, "weight_decay": 0.0}
+                )
         build = self.module.build_optimizer
         for strategy in reversed(self.composition.of("wrap_optimizer")):
             build = _nested(strategy, build)

@@ -76,6 +76,34 @@ class Outputs:
     extra: dict[str, Any] = field(default_factory=dict)
 
 
+def by_row(answers: Mapping[int, Outputs], chosen: Tensor) -> Outputs:
+    """Outputs that are another answer's in each row.
+
+    Args:
+        answers: number -> what it answers to the whole batch.
+        chosen: (B,) the number of the answer that a row takes.
+
+    Returns:
+        What is of rows, row by row from its own answer; anything else (a scale) is the first answer's.
+    """
+
+    def pick(values: dict[int, Any]) -> Any:
+        value = next(iter(values.values()))
+        if isinstance(value, Mapping):
+            return {key: pick({n: v[key] for n, v in values.items()}) for key in value}
+        if isinstance(value, list) and len(value) == len(chosen):
+            return [values[number][i] for i, number in enumerate(chosen.tolist())]
+        if not isinstance(value, Tensor) or value.dim() == 0 or len(value) != len(chosen):
+            return value
+        mixed = value.clone()
+        for number, rows in values.items():
+            mixed[chosen == number] = rows[chosen == number]
+        return mixed
+
+    names = vars(next(iter(answers.values())))
+    return Outputs(**{name: pick({n: vars(a)[name] for n, a in answers.items()}) for name in names})
+
+
 class Objective(nn.Module):
     """A module's own training loss. Strategies add terms to it; they do not replace it.
 
@@ -128,11 +156,18 @@ class Site(Protocol):
     role: str
     shape: tuple[int, int]
 
+    @property
+    def trains(self) -> bool:
+        """Whether the weight itself trains."""
+
+    def rows(self) -> Tensor:
+        """The weight's rows without what is attached: a live view, (out, in)."""
+
     def attach(self, delta: nn.Module) -> None:
         """Make the weight W + delta(); `delta()` returns a tensor of `shape`, zero at first."""
 
     def fold(self) -> None:
-        """Add delta() to the weight in float32; the caller then resets delta to zero."""
+        """Add delta() to the weight in float32 or wider; the caller then resets delta to zero."""
 
     def detach(self) -> None:
         """Fold and take the attachment away, for export."""

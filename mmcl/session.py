@@ -12,7 +12,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 
-from mmcl import checkpoint, distributed, seeds
+from mmcl import checkpoint, distributed, seeds, weights
 from mmcl import trainer as lightning
 from mmcl.checkpoint import Progress
 from mmcl.compose import Composition, check, expand
@@ -297,10 +297,13 @@ class Session:
             raise ConfigError(f"--init_from {where}: {path} does not exist")
         try:
             safe = path.suffix == ".safetensors"
-            weights = checkpoint.load_weights(path) if safe else checkpoint.load(path)["network"]
+            found = checkpoint.load_weights(path) if safe else checkpoint.load(path)["network"]
         except RunError as error:
             raise ConfigError(f"--init_from {where}: {error}") from error
-        checkpoint.load_state(self.module.network, weights, "weight", path)
+        if any(weights.canonical(name) != name for name in found):
+            hint = "fold them in: `mmcl export RUN --to FOLDER --format safetensors`, then FOLDER/model.safetensors"
+            raise ConfigError(f"--init_from {where}: {path} holds adapters beside the weights; {hint}")
+        checkpoint.load_state(self.module.network, found, "weight", path)
 
     # -- test --------------------------------------------------------------------------------------------------------
 

@@ -18,6 +18,15 @@ from mmcl.errors import RunError
 from mmcl.outputs import Weights
 
 
+def canonical(name: str) -> str:
+    """The name that a parameter has without a parametrization.
+
+    >>> canonical("block.attn.parametrizations.in_proj_weight.original")
+    'block.attn.in_proj_weight'
+    """
+    return name.replace("parametrizations.", "").removesuffix(".original")
+
+
 def _entries(network: nn.Module) -> Iterator[tuple[str, nn.Module, str, Tensor]]:
     """(canonical name, owner, attribute, raw tensor) of every weight and persistent buffer."""
     for prefix, owner in network.named_modules():

@@ -12,6 +12,17 @@ from mmcl.functional.distillation import (
 )
 from mmcl.functional.gradients import agem_projection, gem_projection
 from mmcl.functional.importance import approximate_path, consolidate_importance, path_integral, squared_output_norm
+from mmcl.functional.lowrank import (
+    active_components,
+    dora_weight,
+    lowrank_delta,
+    published_threshold,
+    row_norm,
+    soft_threshold,
+    subspace_overlap,
+    threshold_schedule,
+    vera_delta,
+)
 from mmcl.functional.merging import (
     instruction_residual,
     magmax,
@@ -71,6 +82,7 @@ from mmcl.functional.schedules import (
 from mmcl.functional.trimming import breadcrumbs, dare, layer_scaling
 
 __all__ = [
+    "active_components",
     "agem_projection",
     "align_classifier",
     "approximate_path",
@@ -91,6 +103,7 @@ __all__ = [
     "dcpt_law",
     "distillation_loss",
     "divergence_loss",
+    "dora_weight",
     "ema",
     "ewc_gradients",
     "ewc_penalty",
@@ -103,6 +116,7 @@ __all__ = [
     "l2_gradients",
     "l2_penalty",
     "layer_scaling",
+    "lowrank_delta",
     "magmax",
     "meta_peak",
     "mixture_counts",
@@ -110,27 +124,32 @@ __all__ = [
     "momentum_contrast_loss",
     "nearest_mean_logits",
     "path_integral",
+    "published_threshold",
     "random_expansion",
     "random_projection_ridge",
     "random_queue",
     "rewarm",
     "ridge_logits",
+    "row_norm",
     "rsqrt_cooldown",
     "running_average",
     "running_magmax",
     "shifted_means",
     "similarity_distillation_loss",
     "slerp",
+    "soft_threshold",
     "solve_ridge",
     "sparse_projection",
     "squared_output_norm",
     "subspace_logits",
+    "subspace_overlap",
     "synaptic_importance",
     "synthesized_means",
     "task_arithmetic",
     "task_vector",
     "threshold_margin_loss",
     "threshold_margins",
+    "threshold_schedule",
     "ties",
     "top_activations",
     "topology_preservation_loss",
@@ -139,6 +158,7 @@ __all__ = [
     "update_queue",
     "velocities",
     "velocity_weights",
+    "vera_delta",
     "warmup_cosine",
     "zscl_loss",
 ]

@@ -106,6 +106,36 @@ def k_means_exemplars(features: Tensor, count: int, generator: torch.Generator, 
     count = min(count, len(rows))
     if count == len(rows):
         return torch.arange(count)
+    centres, owner = _k_means(rows, count, generator, rounds)
+    sizes = torch.bincount(owner, minlength=count)
+    distance = torch.cdist(rows, centres)
+    chosen = []
+    for cluster in sorted(range(count), key=lambda c: (-int(sizes[c]), c)):
+        best = int(distance[:, cluster].argmin())
+        distance[best] = torch.inf  # a row stands for one cluster only
+        chosen.append(best)
+    return torch.tensor(chosen)
+
+
+def k_means_centres(features: Tensor, count: int, generator: torch.Generator, rounds: int = 50) -> Tensor:
+    """Centres of k-means over normalised rows, as in `k_means_exemplars`.
+
+    Args:
+        features: (N, D); rows are normalised first, centres are means and shorter than 1.
+        count: centres; one for each row where there are fewer.
+        generator: draws the first centres; on the CPU.
+        rounds: most rounds.
+
+    Returns:
+        (min(N, count), D) float64, on the CPU.
+    """
+    rows = F.normalize(features.double(), dim=1).cpu()
+    count = min(count, len(rows))
+    return rows if count == len(rows) else _k_means(rows, count, generator, rounds)[0]
+
+
+def _k_means(rows: Tensor, count: int, generator: torch.Generator, rounds: int) -> tuple[Tensor, Tensor]:
+    """Centres, and the centre of each row."""
     centres = _first_centres(rows, count, generator)
     owner = torch.full((len(rows),), -1)
     for _ in range(rounds):
@@ -116,14 +146,7 @@ def k_means_exemplars(features: Tensor, count: int, generator: torch.Generator, 
         sizes = torch.bincount(owner, minlength=count)
         sums = torch.zeros_like(centres).index_add_(0, owner, rows)
         centres = torch.where(sizes[:, None] > 0, sums / sizes.clamp(min=1)[:, None], centres)
-    sizes = torch.bincount(owner, minlength=count)
-    distance = torch.cdist(rows, centres)
-    chosen = []
-    for cluster in sorted(range(count), key=lambda c: (-int(sizes[c]), c)):
-        best = int(distance[:, cluster].argmin())
-        distance[best] = torch.inf  # a row stands for one cluster only
-        chosen.append(best)
-    return torch.tensor(chosen)
+    return centres, owner
 
 
 def _first_centres(rows: Tensor, count: int, generator: torch.Generator) -> Tensor:

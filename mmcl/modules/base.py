@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Self
 
 import lightning.pytorch as pl
 import torch
@@ -126,6 +126,26 @@ class Module(Recorded, pl.LightningModule):
         """
         kinds = sorted(p.removeprefix("sites.") for p in self.provides if p.startswith("sites."))
         raise ConfigError(f"{type(self).__name__} has no sites of kind '{kind}'; {near(kind, kinds)}")
+
+    def is_head(self, name: str) -> bool:
+        """Whether a weight is of the head over the classes or symbols that the tasks bring.
+
+        What freezes the pretrained model leaves that training.
+
+        Args:
+            name: canonical name of a parameter of the network.
+        """
+        return False
+
+    def train(self, mode: bool = True) -> Self:
+        """A batch norm whose own weights do not train keeps its running statistics."""
+        super().train(mode)
+        if mode:
+            for layer in self.network.modules():
+                if isinstance(layer, nn.modules.batchnorm._BatchNorm):
+                    own = list(layer.parameters(recurse=False))
+                    layer.train(not own or any(p.requires_grad for p in own))
+        return self
 
     def export(self, folder: Path, format: str) -> None:
         """Write the network for its peer library, adapters folded in.

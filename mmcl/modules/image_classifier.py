@@ -271,7 +271,10 @@ class ImageClassifierModule(Module):
         return self
 
     def lr_scale(self, name: str) -> float:
-        return self.head_lr_scale if name.startswith("head.") else 1.0
+        return self.head_lr_scale if self.is_head(name) else 1.0
+
+    def is_head(self, name: str) -> bool:
+        return name.startswith("head.")
 
     def sites(self, kind: str) -> list[Site]:
         """Linear layers of the backbone; the head is the module's own."""
