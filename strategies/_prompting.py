@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from mmcl import distributed
 from mmcl.errors import ConfigError
-from mmcl.outputs import ATTACHED, Batch, InputSite
+from mmcl.outputs import ATTACHED, Batch
 from mmcl.strategy import StepContext, Strategy
 from mmcl.stream import Stream, Task
 
@@ -127,12 +127,9 @@ class PromptStrategy(Strategy):
 
     # -- what was selected -------------------------------------------------------------------------------------------
 
-    def note(self, context: StepContext) -> Selected | None:
-        """What this step's forward selected; it is counted when the step has been made."""
-        chosen: Selected | None = context.outputs.extra.get(SELECTED)
-        if chosen is not None:
-            self._pending.append(chosen.indices.detach())
-        return chosen
+    def count(self, indices: Tensor) -> None:
+        """Count selected prompts when the step has been made; a step may have several batches."""
+        self._pending.append(indices.detach())
 
     def on_step_end(self, context: StepContext) -> None:
         if not self._pending or self.task is None:
@@ -172,7 +169,7 @@ def uniform(shape: Sequence[int], bounds: tuple[float, float], generator: torch.
     return nn.Parameter(torch.rand(tuple(shape), generator=generator) * (high - low) + low)
 
 
-def insert_site(strategy: PromptStrategy) -> InputSite:
-    """The one place where a tower takes tokens."""
-    site: InputSite = strategy.sites[0]
-    return site
+def selected(context: StepContext) -> Selected | None:
+    """What this step's forward selected; None where no prompt went in."""
+    found: Selected | None = context.outputs.extra.get(SELECTED)
+    return found

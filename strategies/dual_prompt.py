@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from mmcl.errors import ConfigError
 from mmcl.functional.prompts import gather_prefixes, key_pull_loss, select_prompts
 from mmcl.outputs import Batch, Forward, Outputs
-from mmcl.strategies._prompting import SELECTED, Attachment, PromptStrategy, Selected, uniform
+from mmcl.strategies._prompting import SELECTED, Attachment, PromptStrategy, Selected, selected, uniform
 from mmcl.strategy import DataPass, StepContext
 from mmcl.stream import Stream, Task
 
@@ -108,18 +108,20 @@ class DualPrompt(PromptStrategy):
     def prefixes(self, indices: Tensor) -> list[Attachment]:
         """The prefixes of every block for rows that chose `indices` (B, 1)."""
         rows = len(indices)
-        found = [(site, p[:, None].expand(-1, rows, -1, -1)) for site, p in zip(self.general_sites, self.general)]
+        general = self.general[:, :, None].expand(-1, -1, rows, -1, -1)
         pool = torch.stack([*self.slots][: self.position + 1], dim=2)
         chosen = gather_prefixes(pool, indices).transpose(1, 2)
-        found += zip(self.expert_sites, chosen, strict=True)
+        found = [*zip(self.general_sites, general, strict=True), *zip(self.expert_sites, chosen, strict=True)]
         return [partial(site.prefix, *prefix) for site, prefix in found]
 
     def losses(self, context: StepContext) -> Mapping[str, Tensor]:
-        chosen = self.note(context)
-        if chosen is None or not self.pull:
+        chosen = selected(context)
+        if chosen is None:
             return {}
         with torch.no_grad():
-            seen = torch.stack([*self.keys][: self.position + 1])
-            right = select_prompts(chosen.query, seen, 1) == chosen.indices
-            context.log(f"{self.name}/right_slot", right.float().mean())
+            nearest = select_prompts(chosen.query, torch.stack([*self.keys][: self.position + 1]), 1)
+            context.log(f"{self.name}/right_slot", (nearest == chosen.indices).float().mean())
+        self.count(nearest)  # what the keys would choose; training takes the task's own
+        if not self.pull:
+            return {}
         return {"pull": self.pull * key_pull_loss(chosen.query, chosen.keys)}

@@ -48,7 +48,7 @@ def prompt_query(patches: Tensor, cls: Tensor | None = None, *, kind: QueryKind 
 
 
 def unit_rows(rows: Tensor) -> Tensor:
-    """v / sqrt(max(|v|^2, 1e-12)) over the last axis, as L2P and DualPrompt normalise."""
+    """Rows v / sqrt(max(|v|^2, 1e-12)) over the last axis, as L2P and DualPrompt normalise."""
     (rows,) = widen(rows)
     return rows * rows.square().sum(-1, keepdim=True).clamp(min=EPS).rsqrt()
 
@@ -195,7 +195,7 @@ def split_prefix(prompt: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def orthogonality_penalty(rows: Tensor) -> Tensor:
-    """mean (R R^T - I)^2 over all entries, as CODA-Prompt has it: the mean, so more rows are held less.
+    """The mean of (R R^T - I)^2 over all entries, as CODA-Prompt has it: the mean, so more rows are held less.
 
     Args:
         rows: (M, ...); further axes are flattened.

@@ -1,4 +1,4 @@
-"""Places for prompts in vision transformers of timm and open_clip: before attention's keys and values, and in the input.
+"""Places for prompts in vision transformers of timm and open_clip: before keys and values, and in the input.
 
 What is put there lasts for as long as its context is open. Nothing is kept in the network, and without a context it
 computes what it always did.
