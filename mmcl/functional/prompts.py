@@ -179,7 +179,7 @@ def coda_prompt(query: Tensor, attention: Tensor, keys: Tensor, prompts: Tensor)
         (B, L, D); `split_prefix` makes keys and values of it.
 
     Example:
-        >>> one = torch.ones(1, 2)
+        >>> one = torch.ones(1, 1)
         >>> coda_prompt(one, one, -one, torch.ones(1, 2, 1)).flatten()
         tensor([-1., -1.])
     """
