@@ -139,7 +139,7 @@ class Site(Protocol):
 
 
 class AttentionSite(Protocol):
-    """An attention layer that takes prefixes of its keys and values (kind ``attention``).
+    """An attention layer that takes something for each row of a batch (kind ``attention``).
 
     Attributes:
         name: path of the layer in the network.
@@ -147,6 +147,7 @@ class AttentionSite(Protocol):
         block: index of the transformer block.
         heads: of attention.
         dim: width of the keys of all heads together.
+        width: of the tokens that enter it.
         features: length of the tower's pooled feature.
         trunk: the part of the network that prompts leave as it is.
     """
@@ -156,11 +157,20 @@ class AttentionSite(Protocol):
     block: int
     heads: int
     dim: int
+    width: int
     features: int
     trunk: nn.Module
 
     def prefix(self, keys: Tensor, values: Tensor) -> AbstractContextManager[None]:
         """A context in which (B, L, dim) prefixes stand before the keys and values of each row; see `ATTACHED`."""
+
+    def lowrank(self, down: Tensor, up: Tensor) -> AbstractContextManager[None]:
+        """A context in which (x down^T) up is added to queries, keys and values.
+
+        Args:
+            down: (B, rank, width).
+            up: (B, rank, 3 dim).
+        """
 
 
 class InputSite(Protocol):

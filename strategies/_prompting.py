@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from mmcl import distributed
 from mmcl.errors import ConfigError
@@ -42,13 +43,15 @@ class PromptStrategy(Strategy):
     the same samples again, it is kept (in memory, not in checkpoints) for as long as the tower's weights stay.
     """
 
-    kind: str = "input"
-    """Kind of its sites."""
     pool_size: int = 0
+    """Prompts that are counted."""
+    selected: dict[str, Tensor]
+    """Task -> how often its training selected each prompt."""
 
-    def __init__(self) -> None:
+    def __init__(self, kind: Literal["attention", "input"]) -> None:
         super().__init__()
-        self.needs = frozenset({f"sites.{self.kind}", "features"})
+        self.kind = kind
+        self.needs = frozenset({f"sites.{self.kind}"})
         self._pending: list[Tensor] = []
         self._queries: dict[tuple[str, str], dict[int, Tensor]] = {}
         self._stamp: tuple[int, ...] = ()
@@ -106,7 +109,10 @@ class PromptStrategy(Strategy):
         """(B, C) features of the network without prompts."""
         if context.source is None or "__index__" not in batch:
             return self._feature(batch, context)
-        stamp = tuple(v for p in self.module.network.parameters() for v in (p.data_ptr(), p._version))
+        trunk = self.sites[0].trunk
+        if any(parametrize.is_parametrized(layer) for layer in trunk.modules()):  # adapters that train elsewhere
+            return self._feature(batch, context)
+        stamp = tuple(v for p in trunk.parameters() for v in (p.data_ptr(), p._version))
         if stamp != self._stamp:
             self._stamp = stamp
             self._queries.clear()

@@ -41,7 +41,6 @@ class CODAPrompt(PromptStrategy):
     """
 
     claims = frozenset({"prefix"})
-    kind = "attention"
 
     def __init__(
         self,
@@ -50,7 +49,7 @@ class CODAPrompt(PromptStrategy):
         blocks: Sequence[int] = (0, 1, 2, 3, 4),
         orthogonality: float = 0.0,
     ) -> None:
-        super().__init__()
+        super().__init__("attention")
         self.name = "coda_prompt"
         if pool_size < 1 or length < 2 or length % 2:
             raise ConfigError(f"CODAPrompt: pool_size {pool_size}, length {length}; the length must be even")

@@ -43,7 +43,6 @@ class DualPrompt(PromptStrategy):
     """
 
     claims = frozenset({"prefix"})
-    kind = "attention"
 
     def __init__(
         self,
@@ -55,7 +54,7 @@ class DualPrompt(PromptStrategy):
         copy_slots: bool = True,
         init: tuple[float, float] = (-1.0, 1.0),
     ) -> None:
-        super().__init__()
+        super().__init__("attention")
         if general_length < 1 or expert_length < 1:
             raise ConfigError(
                 f"DualPrompt: lengths are {general_length} and {expert_length}; they must be 1 or more "

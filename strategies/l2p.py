@@ -82,7 +82,7 @@ class L2P(PromptStrategy):
         positions: bool = True,
         init: tuple[float, float] = (-1.0, 1.0),
     ) -> None:
-        super().__init__()
+        super().__init__("input")
         self.name = "l2p"
         for name, value, known in (
             ("query", query, QUERIES),
@@ -101,6 +101,7 @@ class L2P(PromptStrategy):
         self.query_kind, self.own_keys, self.vote, self.diversity = query, own_keys, vote, diversity
         self.task_slots, self.copy_slots = task_slots, copy_slots
         self.pooled, self.positions, self.init = pool == "prompts", positions, init
+        self.unsupported = frozenset() if vote == "never" else frozenset({"accumulation"})  # the whole batch votes
         self.add_state("place", None)
 
     def allocate(self, stream: Stream, generator: torch.Generator) -> None:

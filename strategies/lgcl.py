@@ -57,7 +57,7 @@ class LGCL(Strategy):
         self.texts, self.template = texts, template
         self.task_weight, self.class_weight = task_weight, class_weight
         self.active = task_weight > 0 or class_weight > 0
-        self.needs = frozenset({"features", "sites.input"})
+        self.needs = frozenset({"sites.input"})
         self.snapshots = frozenset({"initial"} if texts is None and self.active else ())
         self._tables: tuple[Tensor, Tensor] | None = None
 
@@ -138,7 +138,7 @@ class LGCL(Strategy):
         draws = torch.rand(len(table), generator=generator)
         if not before:
             return torch.zeros_like(table)
-        known = torch.cat(before).unique()  # sorted
+        known = torch.unique(torch.cat(before))  # sorted
         own = torch.arange(len(table))
         others = len(known) - torch.isin(own, known).int()
         chosen = (draws * others).long().clamp(max=len(known) - 1)

@@ -242,7 +242,8 @@ def gram_schmidt(previous: Tensor, drawn: Tensor) -> Tensor:
             raise ValueError(f"row {len(found)} lies in the span of the others; take fewer rows or more dimensions")
         found.append(rest)
     rows = torch.stack(found[len(previous) :])
-    return (rows / torch.linalg.vector_norm(rows, dim=1, keepdim=True)).reshape(shape)
+    lengths: Tensor = torch.linalg.vector_norm(rows, dim=1, keepdim=True)
+    return (rows / lengths).reshape(shape)
 
 
 def domain_distances(features: Tensor, centers: Tensor) -> Tensor:
@@ -289,13 +290,14 @@ def prefix_attention(
     if prefixes[0].shape[2] != prefixes[1].shape[2]:
         raise ValueError(f"prefixes of {prefixes[0].shape[2]} keys and {prefixes[1].shape[2]} values")
     keys, values = (torch.cat([p.to(x.dtype), x], dim=2) for p, x in zip(prefixes, (k, v), strict=True))
-    return F.scaled_dot_product_attention(q, keys, values, dropout_p=dropout)
+    found: Tensor = F.scaled_dot_product_attention(q, keys, values, dropout_p=dropout)
+    return found
 
 
 def _heads(prefix: Tensor, like: Tensor) -> Tensor:
     rows, heads, _, size = like.shape
     if prefix.dim() == 3 and (prefix.shape[0], prefix.shape[2]) == (rows, heads * size):
-        return prefix.unflatten(2, (heads, size)).transpose(1, 2)
+        return prefix.reshape(rows, -1, heads, size).transpose(1, 2)
     if prefix.dim() == 4 and (prefix.shape[0], prefix.shape[1], prefix.shape[3]) == (rows, heads, size):
         return prefix
     raise ValueError(

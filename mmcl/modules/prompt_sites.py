@@ -1,4 +1,4 @@
-"""Places for prompts in vision transformers of timm and open_clip: before keys and values, and in the input.
+"""Places for prompts in vision transformers of timm and open_clip: in attention, and in the input.
 
 What is put there lasts for as long as its context is open. Nothing is kept in the network, and without a context it
 computes what it always did.
@@ -7,7 +7,7 @@ computes what it always did.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import open_clip.transformer as clip_layers
@@ -24,12 +24,18 @@ from mmcl.modules.clip_layers import block
 
 Attend = Callable[[Tensor, Tensor, Tensor, float], Tensor]
 """(q, k, v, probability of dropout) -> (B, H, N, C)."""
+Change = Callable[[Tensor], Tensor | float]
+"""(B, N, D) -> what is added to (B, N, 3 H C), the queries, keys and values of all heads."""
 
 
-def _of_timm(layer: Any, x: Tensor, attend: Attend) -> Tensor:
-    rows, tokens, _ = x.shape
-    qkv = layer.qkv(x).reshape(rows, tokens, 3, layer.num_heads, layer.head_dim).permute(2, 0, 3, 1, 4)
-    q, k, v = qkv.unbind(0)
+def _split(packed: Tensor, heads: int, size: int) -> tuple[Tensor, Tensor, Tensor]:
+    rows, tokens, _ = packed.shape
+    q, k, v = (part.reshape(rows, tokens, heads, size).transpose(1, 2) for part in packed.chunk(3, dim=-1))
+    return q, k, v
+
+
+def _of_timm(layer: Any, x: Tensor, attend: Attend, change: Change) -> Tensor:
+    q, k, v = _split(layer.qkv(x) + change(x), layer.num_heads, layer.head_dim)
     dropout = layer.attn_drop.p if layer.training else 0.0
     y = attend(layer.q_norm(q), layer.k_norm(k), v, dropout).transpose(1, 2).flatten(2)
     y = layer.norm(y)
@@ -39,25 +45,25 @@ def _of_timm(layer: Any, x: Tensor, attend: Attend) -> Tensor:
     return mixed
 
 
-def _of_torch(layer: Any, x: Tensor, attend: Attend) -> Tensor:
+def _of_torch(layer: Any, x: Tensor, attend: Attend, change: Change) -> Tensor:
     x = x if layer.batch_first else x.transpose(0, 1)
-    packed = F.linear(x, layer.in_proj_weight, layer.in_proj_bias).chunk(3, dim=-1)
-    q, k, v = (part.unflatten(2, (layer.num_heads, layer.head_dim)).transpose(1, 2) for part in packed)
+    packed = F.linear(x, layer.in_proj_weight, layer.in_proj_bias) + change(x)
+    q, k, v = _split(packed, layer.num_heads, layer.head_dim)
     y = attend(q, k, v, layer.dropout if layer.training else 0.0).transpose(1, 2).flatten(2)
     mixed: Tensor = layer.out_proj(y)
     return mixed if layer.batch_first else mixed.transpose(0, 1)
 
 
-def _of_open_clip(layer: Any, x: Tensor, attend: Attend) -> Tensor:
-    packed = F.linear(x, layer.in_proj_weight, layer.in_proj_bias).chunk(3, dim=-1)
-    q, k, v = (part.unflatten(2, (layer.num_heads, layer.head_dim)).transpose(1, 2) for part in packed)
+def _of_open_clip(layer: Any, x: Tensor, attend: Attend, change: Change) -> Tensor:
+    packed = F.linear(x, layer.in_proj_weight, layer.in_proj_bias) + change(x)
+    q, k, v = _split(packed, layer.num_heads, layer.head_dim)
     y = attend(layer.ln_q(q), layer.ln_k(k), v, layer.attn_drop.p if layer.training else 0.0)
     y = y if layer.head_scale is None else y * layer.head_scale
     mixed: Tensor = layer.out_drop(layer.out_proj(layer.ln_inner(y.transpose(1, 2).flatten(2))))
     return mixed
 
 
-LAYERS: dict[type[nn.Module], Callable[[Any, Tensor, Attend], Tensor]] = {
+LAYERS: dict[type[nn.Module], Callable[[Any, Tensor, Attend, Change], Tensor]] = {
     Attention: _of_timm,
     nn.MultiheadAttention: _of_torch,
     clip_layers.Attention: _of_open_clip,
@@ -65,40 +71,60 @@ LAYERS: dict[type[nn.Module], Callable[[Any, Tensor, Attend], Tensor]] = {
 """Attention layers that a prefix can be put into; exactly these classes, as others compute something else."""
 
 
+def _plain(q: Tensor, k: Tensor, v: Tensor, dropout: float) -> Tensor:
+    return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout)
+
+
 class PrefixSite:
     """One attention layer; see `mmcl.outputs.AttentionSite`."""
 
-    def __init__(self, layer: nn.Module, path: str, tower: str, trunk: nn.Module, features: int) -> None:
+    def __init__(
+        self, layer: nn.Module, path: str, tower: str, trunk: nn.Module, features: int, blocks: nn.Module
+    ) -> None:
         self.name, self.tower, self.trunk, self.features = path, tower, trunk, features
+        self._blocks = blocks
         found = block(f"{path}.")
         assert found is not None
         self.block = found
-        self._layer: Any = layer
-        self.heads: int = self._layer.num_heads
-        self.dim: int = self.heads * self._layer.head_dim
+        own: Any = layer
+        self._layer = own
+        self.heads = int(own.num_heads)
+        self.dim = self.heads * int(own.head_dim)
+        self.width = int((own.qkv.weight if hasattr(own, "qkv") else own.in_proj_weight).shape[1])
 
-    @contextmanager
-    def prefix(self, keys: Tensor, values: Tensor) -> Iterator[None]:
+    def prefix(self, keys: Tensor, values: Tensor) -> AbstractContextManager[None]:
         """Put prefixes in front of keys and values for a while.
 
         Raises:
-            RunError: there is a prefix already, or the network recomputes activations, which would miss it.
+            RunError: there is something already, or the network recomputes activations, which would miss it.
         """
-        layer = self._layer
-        if "forward" in vars(layer):
-            raise RunError(f"site '{self.name}' has a prefix already")
-        inner = getattr(self.trunk, "transformer", self.trunk)
-        if getattr(inner, "grad_checkpointing", False) and torch.is_grad_enabled():
-            raise RunError(f"site '{self.name}': gradient checkpointing recomputes blocks without their prefixes")
-        compute = LAYERS[type(layer)]
 
         def attend(q: Tensor, k: Tensor, v: Tensor, dropout: float) -> Tensor:
             return prefix_attention(q, k, v, keys, values, dropout=dropout)
 
+        return self._replaced(attend, lambda x: 0.0)
+
+    def lowrank(self, down: Tensor, up: Tensor) -> AbstractContextManager[None]:
+        """Add (x down^T) up to queries, keys and values of each row for a while.
+
+        Raises:
+            RunError: as `prefix`.
+        """
+        return self._replaced(_plain, lambda x: (x @ down.to(x.dtype).mT) @ up.to(x.dtype))
+
+    @contextmanager
+    def _replaced(self, attend: Attend, change: Change) -> Iterator[None]:
+        layer: Any = self._layer
+        if "forward" in vars(layer):
+            raise RunError(f"site '{self.name}' has a prefix already")
+        if getattr(self._blocks, "grad_checkpointing", False) and torch.is_grad_enabled():
+            raise RunError(f"site '{self.name}': gradient checkpointing recomputes blocks without their prefixes")
+        compute = LAYERS[type(layer)]
+
         def forward(x: Tensor, *others: Any, attn_mask: Tensor | None = None, **options: Any) -> Any:
             if attn_mask is not None or options.get("is_causal"):
                 raise RunError(f"site '{self.name}': attention with a mask takes no prefix")
-            mixed = compute(layer, x, attend)
+            mixed = compute(layer, x, attend, change)
             return (mixed, None) if compute is _of_torch else mixed
 
         layer.forward = forward
@@ -111,12 +137,13 @@ class PrefixSite:
 class TokenSite:
     """The sequence that enters a tower's first block; see `mmcl.outputs.InputSite`."""
 
-    def __init__(self, trunk: nn.Module, path: str, tower: str, features: int) -> None:
+    def __init__(self, inner: nn.Module, path: str, tower: str, trunk: nn.Module, features: int) -> None:
         self.name, self.tower, self.trunk, self.features = path, tower, trunk, features
-        self._trunk: Any = trunk
-        self._of_timm = isinstance(trunk, VisionTransformer)
-        self._lead: int = self._trunk.num_prefix_tokens if self._of_timm else 1
-        self.dim: int = self._trunk.embed_dim if self._of_timm else len(self._trunk.class_embedding)
+        self._trunk: Any = inner
+        self._of_timm = isinstance(inner, VisionTransformer)
+        own: Any = inner
+        self._lead = int(own.num_prefix_tokens) if self._of_timm else 1
+        self.dim = int(own.embed_dim) if self._of_timm else len(own.class_embedding)
 
     @property
     def position(self) -> Tensor:
@@ -189,11 +216,13 @@ def prompt_sites(tower: nn.Module, path: str, kind: str, features: int, name: st
     if not isinstance(trunk, VisionTransformer | clip_layers.VisionTransformer):
         return []
     if kind == "input":
-        return [TokenSite(trunk, path, name, features)]
-    blocks = trunk.blocks if isinstance(trunk, VisionTransformer) else trunk.transformer.resblocks
+        return [TokenSite(trunk, path, name, tower, features)]
+    of_timm = isinstance(trunk, VisionTransformer)
+    count = len(trunk.blocks if of_timm else trunk.transformer.resblocks)
     layers = [(n, m) for n, m in trunk.named_modules() if _takes_prefix(m) and block(f"{n}.") is not None]
-    found = [PrefixSite(layer, f"{path}.{n}", name, trunk, features) for n, layer in layers]
-    return found if [site.block for site in found] == list(range(len(blocks))) else []
+    blocks = trunk if of_timm else trunk.transformer
+    found = [PrefixSite(layer, f"{path}.{n}", name, tower, features, blocks) for n, layer in layers]
+    return found if [site.block for site in found] == list(range(count)) else []
 
 
 def _takes_prefix(layer: Any) -> bool:

@@ -57,5 +57,6 @@ SETTINGS = {
     ),
     "SPrompts": Setting(lambda: [SPrompts(3, 2)], ("domains", "classes-growing"), changes="", refuses=REFUSES),
     "SPrompts/clip": Setting(lambda: [SPrompts(3, 2)], ("clip",), changes=""),
+    "SPrompts/lora": Setting(lambda: [SPrompts(centers=2, tune="lora", rank=2)], ("domains", "clip"), changes=""),
     "SPrompts/one-head": Setting(lambda: [SPrompts(3, 2, classifiers=False)], ("domains",), changes=HEAD),
 }
