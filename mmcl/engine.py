@@ -16,15 +16,22 @@ from torch.optim import Optimizer
 from mmcl import distributed, seeds
 from mmcl.compose import Composition
 from mmcl.errors import RunError
-from mmcl.outputs import Batch, Outputs, move
+from mmcl.outputs import ATTACHED, Batch, Outputs, move
 from mmcl.strategy import ParameterGroup, Stage
-from mmcl.stream import Task
+from mmcl.stream import Source, Task
 
 
 class Context:
     """`mmcl.strategy.StepContext` of one forward or one training step."""
 
-    def __init__(self, engine: Engine, stage: Stage, batch: Batch, side: Mapping[str, Batch] | None = None) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        stage: Stage,
+        batch: Batch,
+        side: Mapping[str, Batch] | None = None,
+        source: Source | None = None,
+    ) -> None:
         self._engine = engine
         self.stage = stage
         self.task = engine.task
@@ -33,10 +40,11 @@ class Context:
         self.task_steps = engine.task_steps
         self.batch = batch
         self.side = side or {}
+        self.source = source
         self.outputs: Outputs
         self.lr = engine.lr
         self.grads: Mapping[str, Tensor] = {}
-        self._outputs: dict[tuple[int, bool], Outputs] = {}
+        self._outputs: dict[tuple[int, bool, bool, bool], Outputs] = {}
         self._teachers: dict[tuple[str, int], Outputs] = {}
         self._seen: list[Batch] = []  # a batch that lives as long as the cache keeps its id to itself
 
@@ -45,11 +53,14 @@ class Context:
         return seeds.generator(self._engine.seed, "step", self._engine.task_index, self.task_step)
 
     def forward(self, batch: Batch, bare: bool = False) -> Outputs:
-        key = (id(batch), bare)
+        module = self._engine.module
+        key = (id(batch), bare, torch.is_grad_enabled(), module.network.training)
         if key not in self._outputs:
-            module = self._engine.module
             self._seen.append(batch)
-            self._outputs[key] = module(batch) if bare else self._engine.composition.forward(module, batch, self)
+            if bare:
+                self._outputs[key] = module({k: v for k, v in batch.items() if k != ATTACHED})
+            else:
+                self._outputs[key] = self._engine.composition.forward(module, batch, self)
         return self._outputs[key]
 
     def teacher(self, snapshot: str, batch: Batch) -> Outputs:
@@ -92,11 +103,13 @@ class Encoder:
 
     def __init__(self, engine: Engine, stage: Stage) -> None:
         self._engine, self._stage = engine, stage
+        self.source: Source | None = None
 
     def __call__(self, batch: Batch) -> Outputs:
         batch = move(batch, self._engine.place)
         with torch.no_grad():
-            return Context(self._engine, self._stage, batch).forward(self._engine.convert(batch))
+            context = Context(self._engine, self._stage, batch, source=self.source)
+            return context.forward(self._engine.convert(batch))
 
     def generate(self, batch: Batch, **options: Any) -> Outputs:
         batch = move(batch, self._engine.place)

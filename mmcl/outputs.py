@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
@@ -17,6 +18,11 @@ Batch = dict[str, Any]
 
 SKIP = "__skip__"
 """Key that a module's `transform` sets, to a reason, in a row that can be evaluated but not trained on."""
+
+ATTACHED = "__attached__"
+"""Key under which a strategy's `wrap_forward` hands on what it puts at sites, for that forward alone: a tuple of
+functions without arguments that return context managers. `module(batch)` opens them; a teacher's forward and a bare one
+do not."""
 
 Transforming = TypeVar("Transforming", bound=Callable[..., Any])
 
@@ -171,6 +177,73 @@ class Site(Protocol):
 
     def detach(self) -> None:
         """Fold and take the attachment away, for export."""
+
+
+class AttentionSite(Protocol):
+    """An attention layer that takes something for each row of a batch (kind ``attention``).
+
+    Attributes:
+        name: path of the layer in the network.
+        tower: ``image``, ...; also the key of its input in a batch and of its feature in `Outputs.features`.
+        block: index of the transformer block.
+        heads: of attention.
+        dim: width of the keys of all heads together.
+        width: of the tokens that enter it.
+        features: length of the tower's pooled feature.
+        trunk: the part of the network that prompts leave as it is.
+    """
+
+    name: str
+    tower: str
+    block: int
+    heads: int
+    dim: int
+    width: int
+    features: int
+    trunk: nn.Module
+
+    def prefix(self, keys: Tensor, values: Tensor) -> AbstractContextManager[None]:
+        """A context in which (B, L, dim) prefixes stand before the keys and values of each row; see `ATTACHED`."""
+
+    def lowrank(self, down: Tensor, up: Tensor) -> AbstractContextManager[None]:
+        """A context in which (x down^T) up is added to queries, keys and values.
+
+        Args:
+            down: (B, rank, width).
+            up: (B, rank, 3 dim).
+        """
+
+
+class InputSite(Protocol):
+    """The sequence that enters a tower's first block (kind ``input``); see `AttentionSite` for shared attributes.
+
+    Attributes:
+        name: path of the tower in the network.
+        tower: its name.
+        dim: width of its tokens.
+        features: length of its pooled feature.
+        trunk: the part of the network that prompts leave as it is.
+    """
+
+    name: str
+    tower: str
+    dim: int
+    features: int
+    trunk: nn.Module
+
+    @property
+    def position(self) -> Tensor:
+        """(dim,) the class token's position embedding; zeros where it has none."""
+
+    def embed(self, inputs: Tensor) -> Tensor:
+        """(B, N, dim) tokens of an input, before positions."""
+
+    def insert(self, tokens: Tensor, pool: bool = False) -> AbstractContextManager[None]:
+        """A context in which (B, L, dim) tokens stand behind the class token, or first where there is none.
+
+        They get no position; add one to them. The tower pools what it always pools, or, with `pool`, the mean of what
+        these tokens become.
+        """
 
 
 class Packing(Protocol):

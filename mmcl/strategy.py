@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from mmcl.errors import ConfigError
-from mmcl.outputs import Batch, Forward, Objective, Outputs, Packing, Recorded, Site, Weights
+from mmcl.outputs import Batch, Forward, Objective, Outputs, Packing, Recorded, Weights
 from mmcl.schedule import Schedule
 
 if TYPE_CHECKING:
@@ -90,7 +90,7 @@ class ModuleContract(Protocol):
     def transform(self, sample: dict[str, Any], augment: bool) -> dict[str, Any]: ...
     def collate(self, samples: Sequence[dict[str, Any]]) -> Batch: ...
     def tokenize(self, texts: Sequence[str]) -> Tensor: ...
-    def sites(self, kind: str) -> list[Site]: ...
+    def sites(self, kind: str) -> list[Any]: ...
     def is_head(self, name: str) -> bool: ...
     def check(self, stream: Stream) -> None: ...
     def grow(self, task: Task) -> None: ...
@@ -122,6 +122,8 @@ class StepContext(Protocol):
         outputs: the network's outputs for `batch`.
         lr: learning rate of the first group.
         grads: name -> gradient (canonical names), in `on_gradients` only.
+        source: the source that an evaluation reads, which gives its samples in the same batches every time; None in
+            fit and elsewhere.
         generator: random numbers equal on all ranks, a function of (seed, task, step).
     """
 
@@ -135,12 +137,16 @@ class StepContext(Protocol):
     outputs: Outputs
     lr: float
     grads: Mapping[str, Tensor]
+    source: Source | None
 
     @property
     def generator(self) -> torch.Generator: ...
 
     def forward(self, batch: Batch, bare: bool = False) -> Outputs:
-        """Outputs of the live network, computed once a step for each batch; `bare` skips the strategies' wraps."""
+        """Outputs of the live network, computed once a step for each batch; `bare` skips the strategies' wraps.
+
+        What was computed without gradients, or in eval mode, is kept apart from what was computed with them.
+        """
 
     def teacher(self, snapshot: str, batch: Batch) -> Outputs:
         """Outputs of the frozen network that holds a snapshot, without gradients, once a step for each batch."""

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from mmcl import distributed
 from mmcl.errors import ConfigError, RunError
-from mmcl.functional.selection import k_means_centres
+from mmcl.functional.selection import k_means
 from mmcl.outputs import Batch, Forward, Outputs, Site, Weights, by_row
 from mmcl.strategies._adapters import Adapters, LowRank
 from mmcl.strategy import DataPass, StepContext
@@ -137,9 +137,8 @@ class DomainAdapters(Adapters):
         found, index = distributed.gather(torch.cat(rows)), distributed.gather(torch.cat(places))
         table = found.new_zeros((int(index.max()) + 1, found.shape[1]))
         table[index] = found
-        self.centres[task.name] = k_means_centres(table[torch.unique(index)], self.clusters, self.generator(task)).to(
-            found
-        )
+        rows = F.normalize(table[torch.unique(index)].double(), dim=1)
+        self.centres[task.name] = k_means(rows, self.clusters, self.generator(task)).to(found)
 
     def on_task_end(self, task: Task, data: DataPass) -> None:
         super().on_task_end(task, data)

@@ -35,6 +35,7 @@ from mmcl.functional.merging import (
     unrolled,
 )
 from mmcl.functional.mixing import cmr_law, dcpt_law, mixture_counts, velocities, velocity_weights
+from mmcl.functional.prompts import coda_prompt, key_pull_loss, orthogonality_penalty, prefix_attention, select_prompts
 from mmcl.functional.prototypes import (
     align_classifier,
     class_gaussians,
@@ -92,6 +93,7 @@ __all__ = [
     "class_means",
     "class_sums",
     "cmr_law",
+    "coda_prompt",
     "compatible_momentum",
     "consolidate_importance",
     "constant",
@@ -113,6 +115,7 @@ __all__ = [
     "infinite",
     "instruction_residual",
     "interpolate",
+    "key_pull_loss",
     "l2_gradients",
     "l2_penalty",
     "layer_scaling",
@@ -123,7 +126,9 @@ __all__ = [
     "model_stock",
     "momentum_contrast_loss",
     "nearest_mean_logits",
+    "orthogonality_penalty",
     "path_integral",
+    "prefix_attention",
     "published_threshold",
     "random_expansion",
     "random_projection_ridge",
@@ -134,6 +139,7 @@ __all__ = [
     "rsqrt_cooldown",
     "running_average",
     "running_magmax",
+    "select_prompts",
     "shifted_means",
     "similarity_distillation_loss",
     "slerp",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Self
@@ -16,7 +17,7 @@ from torch.optim import Optimizer
 from mmcl import weights
 from mmcl.collate import collate
 from mmcl.errors import ConfigError, near
-from mmcl.outputs import Batch, Objective, Outputs, Packing, Recorded, Site
+from mmcl.outputs import ATTACHED, Batch, Objective, Outputs, Packing, Recorded
 from mmcl.schedule import Schedule, WarmupCosine
 from mmcl.strategy import Distillable
 from mmcl.stream import Stream, Task
@@ -118,8 +119,8 @@ class Module(Recorded, pl.LightningModule):
         """Texts -> (len(texts), L) token ids."""
         raise NotImplementedError
 
-    def sites(self, kind: str) -> list[Site]:
-        """Places of one kind where adapters go.
+    def sites(self, kind: str) -> list[Any]:
+        """Places of one kind: ``linear`` (`Site`), ``attention`` (`AttentionSite`), ``input`` (`InputSite`).
 
         Raises:
             ConfigError: the module has no sites of that kind.
@@ -219,8 +220,11 @@ class Module(Recorded, pl.LightningModule):
     # -- the only entry, and training on its own ---------------------------------------------------------------------
 
     def forward(self, batch: Batch) -> Outputs:
-        """Outputs of the live network."""
-        return self.compute(self.network, batch)
+        """Outputs of the live network, with what strategies put at its sites for this forward."""
+        with ExitStack() as stack:
+            for attach in batch.get(ATTACHED, ()):
+                stack.enter_context(attach())
+            return self.compute(self.network, batch)
 
     def loss(self, outputs: Outputs, batch: Batch) -> dict[str, Tensor]:
         """The objective's named terms."""

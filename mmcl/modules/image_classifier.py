@@ -19,7 +19,8 @@ from mmcl.modules.image_objective import CANDIDATES, MaskedCrossEntropy
 from mmcl.modules.image_transform import ImageTransform
 from mmcl.modules.labels import LabelSpace
 from mmcl.modules.objectives import IGNORED
-from mmcl.outputs import Batch, Objective, Outputs, Site, takes_pixels
+from mmcl.modules.prompt_sites import prompt_sites
+from mmcl.outputs import Batch, Objective, Outputs, takes_pixels
 from mmcl.schedule import Schedule
 from mmcl.stream import Stream, Task
 
@@ -132,6 +133,8 @@ class ImageClassifierModule(Module):
         self.network = self._formatted(ImageNetwork(backbone, len(self.labels.names), *self._head))
         self._masks: tuple[Tensor, Tensor]
         self._choose()
+        kinds = {kind for kind in ("attention", "input") if self._prompt_sites(kind)}
+        self.provides = type(self).provides | {f"sites.{kind}" for kind in kinds}
 
     # -- the contract -----------------------------------------------------------------------------------------------
 
@@ -276,13 +279,18 @@ class ImageClassifierModule(Module):
     def is_head(self, name: str) -> bool:
         return name.startswith("head.")
 
-    def sites(self, kind: str) -> list[Site]:
-        """Linear layers of the backbone; the head is the module's own."""
+    def sites(self, kind: str) -> list[Any]:
+        """Places in the backbone; the head is the module's own. Prompts go into vision transformers alone."""
         if kind != "linear":
-            return super().sites(kind)
+            return self._prompt_sites(kind) or super().sites(kind)
         from mmcl.modules.sites import linear_sites
 
         return linear_sites(self.network, lambda name: "image" if name.startswith("backbone.") else None)
+
+    def _prompt_sites(self, kind: str) -> list[Any]:
+        if kind not in ("attention", "input"):
+            return []
+        return prompt_sites(self._network.backbone, "backbone", kind, self._network.head.in_features)
 
     def export(self, folder: Path, format: str) -> None:
         """``timm``: a folder that ``timm.create_model("local-dir:FOLDER", pretrained=True)`` reads, head included."""
