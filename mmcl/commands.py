@@ -194,13 +194,22 @@ class MmclCLI(LightningCLI):
             return
         path = runner.resolve(ckpt_path or "last")
         out = runner.folder.path / f"{stage}-{path.stem}.json"
+        adapted = next((s.name for s in runner.composition.adapters()), "") if "source" in cells else ""
         scores = {name or "default": {c.evalset: _cell(c) for c in row} for name, row in cells.items()}
         text = json.dumps(
-            {"format": "mmcl.scores/1", "checkpoint": str(path), "stage": stage, "scores": scores}, indent=1
+            {
+                "format": "mmcl.scores/1",
+                "checkpoint": str(path),
+                "stage": stage,
+                **({"adapted_by": adapted} if adapted else {}),
+                "scores": scores,
+            },
+            indent=1,
         )
         out.write_text(text + "\n", encoding="utf-8")
         for name, row in cells.items():
-            print(f"{path.stem}{f' [{name}]' if name else ''}")
+            shown = name or adapted
+            print(f"{path.stem}{f' [{shown}]' if shown else ''}")
             for cell in row:
                 print(f"  {cell.evalset:<28} {cell.result.value:.6f}  n={cell.result.count}")
         print(out)

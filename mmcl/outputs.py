@@ -18,6 +18,9 @@ Batch = dict[str, Any]
 SKIP = "__skip__"
 """Key that a module's `transform` sets, to a reason, in a row that can be evaluated but not trained on."""
 
+ANSWERS = "__answers__"
+"""Key of an `Answers` in batches that may adapt at test: ``Outputs.logits`` of such a batch are its answers."""
+
 Transforming = TypeVar("Transforming", bound=Callable[..., Any])
 
 
@@ -72,6 +75,16 @@ class Outputs:
     logit_scale: Tensor | None = None
     texts: list[str] | None = None
     extra: dict[str, Any] = field(default_factory=dict)
+
+
+class Answers(Protocol):
+    """How outputs become answers: what an evaluation set chooses among, whatever the modality."""
+
+    def answers(self, outputs: Outputs) -> Tensor:
+        """(B, K) logits of the K candidates; gradients flow back to the outputs."""
+
+    def places(self, labels: Tensor) -> Tensor:
+        """(B,) the place of each row's own class among the candidates, -1 where it is none of them."""
 
 
 class Objective(nn.Module):

@@ -1,5 +1,13 @@
 """The mathematics of continual pretraining: pure tensor functions, no state, no I/O, nothing of Lightning."""
 
+from mmcl.functional.adaptation import (
+    consistency_loss,
+    nearest_prototypes,
+    softmax_entropy,
+    stochastic_restore,
+    symmetric_cross_entropy,
+    view_contrastive_loss,
+)
 from mmcl.functional.averaging import ema, interpolate, running_average
 from mmcl.functional.distillation import (
     distillation_loss,
@@ -12,6 +20,12 @@ from mmcl.functional.regularization import ewc_penalty, l2_gradients, l2_penalty
 from mmcl.functional.schedules import constant, infinite, rewarm, warmup_cosine
 
 __all__ = [
+    "view_contrastive_loss",
+    "symmetric_cross_entropy",
+    "stochastic_restore",
+    "softmax_entropy",
+    "nearest_prototypes",
+    "consistency_loss",
     "constant",
     "distillation_loss",
     "ema",
