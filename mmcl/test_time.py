@@ -48,11 +48,13 @@ class OwnData:
     encode: Encoder
 
     def once(self, limit: int | None = None) -> Iterator[Batch]:
+        """A pass over each task's own data."""
         for task, probe in self._probes():
             for batch in self.data.pass_loader(task, limit=limit):
                 yield self._placed(batch, probe)
 
     def shuffled(self) -> Iterator[Batch]:
+        """Batches as in training, the tasks in turn."""
         loaders = [
             (iter(self.data.train_loader(task, (), positions={}, segment=0, first_step=0, steps=STEPS)), probe)
             for task, probe in self._probes()
@@ -145,19 +147,23 @@ def measure_in_order(
     network = engine.module.network
     cells = []
     position = 0
-    with engine.composition.eval_weights(), restored(network), engine.evaluating("test") as encode:
-        with _adapting(engine, adapter):
-            for evalset in evals:
-                between()
-                probe = build(evalset, engine.module)
-                with torch.no_grad():
-                    probe.start(encode)
-                if adapter is not None and probe.chooses:
-                    adapter.on_evalset_start(evalset, position, OwnData(engine, data, tasks, evalset.probe, encode))
-                    position += 1
-                elif adapter is not None:
-                    logger.warning("evaluation set '%s' chooses among no classes: nothing adapts on it", evalset.name)
-                cells.append(_measure(data, evalset, probe, encode, adapter is not None))
+    with (
+        engine.composition.eval_weights(),
+        restored(network),
+        _adapting(engine, adapter),
+        engine.evaluating("test") as encode,
+    ):
+        for evalset in evals:
+            between()
+            probe = build(evalset, engine.module)
+            with torch.no_grad():
+                probe.start(encode)
+            if adapter is not None and probe.chooses:
+                adapter.on_evalset_start(evalset, position, OwnData(engine, data, tasks, evalset.probe, encode))
+                position += 1
+            elif adapter is not None:
+                logger.warning("evaluation set '%s' chooses among no classes: nothing adapts on it", evalset.name)
+            cells.append(_measure(data, evalset, probe, encode, adapter is not None))
     return cells
 
 

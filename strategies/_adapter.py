@@ -14,7 +14,7 @@ from torch.optim import SGD, Adam, Optimizer
 from mmcl import distributed, seeds
 from mmcl.batch_norm import batch_statistics
 from mmcl.errors import ConfigError, RunError, near
-from mmcl.functional.augmentation import test_time_view
+from mmcl.functional.augmentation import random_view
 from mmcl.outputs import ANSWERS, Batch, Forward, Outputs
 from mmcl.strategy import SourcePass, StepContext, Strategy
 from mmcl.stream import EvalSet
@@ -121,14 +121,14 @@ class _Adapter(Strategy):
 
     # -- tools ------------------------------------------------------------------------------------------------------
 
-    def forward(self, next: Forward, batch: Batch) -> Outputs:  # type: ignore[override]
+    def respond(self, next: Forward, batch: Batch) -> Outputs:
         """Outputs with batch norms that go by this batch."""
         with batch_statistics(self.module.network, batch["valid"]):
             return next(batch)
 
     def logits(self, next: Forward, batch: Batch) -> Tensor:
         """Answers with batch norms that go by this batch."""
-        found = self.forward(next, batch).logits
+        found = self.respond(next, batch).logits
         assert found is not None
         return found
 
@@ -155,7 +155,7 @@ class _Adapter(Strategy):
         grads = [p.grad for p in [*self.parameters_.values(), *(others or [])] if p.grad is not None]
         if distributed.world_size() > 1 and grads:
             flat = distributed.total(torch.cat([grad.flatten() for grad in grads]))
-            for grad, part in zip(grads, flat.split([grad.numel() for grad in grads]), strict=True):
+            for grad, part in zip(grads, torch.split(flat, [grad.numel() for grad in grads]), strict=True):
                 grad.copy_(part.view_as(grad))
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
@@ -164,9 +164,9 @@ class _Adapter(Strategy):
         """Copies of what adapts, in float32 or wider."""
         return {n: p.detach().to(torch.promote_types(p.dtype, torch.float32), copy=True) for n, p in self._named()}
 
-    def generator(self, *place: Any) -> torch.Generator:  # type: ignore[override]
+    def chance(self, *place: Any, device: str = "cpu") -> torch.Generator:
         """Random numbers that are a function of the seed, the evaluation set and the batch, equal on all processes."""
-        return seeds.generator(self.reach.seed, "adapt", self.name, self.position, self.step, *place)
+        return seeds.generator(self.reach.seed, "adapt", self.name, self.position, self.step, *place, device=device)
 
     def view(self, batch: Batch, generator: torch.Generator) -> Batch:
         """A batch with one random view of its pictures.
@@ -179,7 +179,7 @@ class _Adapter(Strategy):
             raise RunError(f"{type(self).__name__} makes views of pictures, and the batch has none")
         image: Tensor = batch["image"]
         mean, std = (torch.tensor(list(s), device=image.device).to(image).reshape(1, -1, 1, 1) for s in statistics)
-        return {**batch, "image": (test_time_view(image * std + mean, generator) - mean) / std}
+        return {**batch, "image": (random_view(image * std + mean, generator) - mean) / std}
 
     def _named(self) -> list[tuple[str, nn.Parameter]]:
         return list(self.parameters_.items())

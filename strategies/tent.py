@@ -28,8 +28,8 @@ class TENT(_Adapter):
         lr: in place of the preset's.
         momentum: of ``sgd``, in place of the preset's.
         steps: forwards and steps for each batch; the answer is that of the last forward. The paper's is 1.
-        reset: when the trained weights come back: ``never`` (continual), at every evaluation ``set``, at every ``batch``
-            (the published code's `episodic`).
+        reset: when the trained weights come back: ``never`` (continual), at every evaluation ``set``, at every
+            ``batch`` (the published code's `episodic`).
 
     Raises:
         ConfigError: an argument that cannot be, or a network without normalising layers.
@@ -64,7 +64,7 @@ class TENT(_Adapter):
 
     def adapt(self, next: Forward, batch: Batch) -> Outputs:
         for _ in range(self.steps):
-            outputs = self.forward(next, batch)
+            outputs = self.respond(next, batch)
             assert outputs.logits is not None
             self.descend(self.mean(softmax_entropy(outputs.logits), batch["valid"]))
         return outputs

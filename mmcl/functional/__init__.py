@@ -20,11 +20,6 @@ from mmcl.functional.regularization import ewc_penalty, l2_gradients, l2_penalty
 from mmcl.functional.schedules import constant, infinite, rewarm, warmup_cosine
 
 __all__ = [
-    "view_contrastive_loss",
-    "symmetric_cross_entropy",
-    "stochastic_restore",
-    "softmax_entropy",
-    "nearest_prototypes",
     "consistency_loss",
     "constant",
     "distillation_loss",
@@ -35,10 +30,15 @@ __all__ = [
     "interpolate",
     "l2_gradients",
     "l2_penalty",
+    "nearest_prototypes",
     "rewarm",
     "running_average",
     "similarity_distillation_loss",
+    "softmax_entropy",
+    "stochastic_restore",
+    "symmetric_cross_entropy",
     "topology_preservation_loss",
+    "view_contrastive_loss",
     "warmup_cosine",
     "zscl_loss",
 ]

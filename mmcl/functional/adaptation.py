@@ -127,7 +127,7 @@ def view_contrastive_loss(views: Tensor, *, valid: Tensor | None = None, tempera
         A scalar.
 
     >>> round(view_contrastive_loss(torch.eye(2)[:, None].expand(2, 3, 2), temperature=1.0).item(), 4)
-    1.4401
+    1.1326
     """
     rows, count, _ = views.shape
     (flat,) = widen(views.transpose(0, 1).reshape(count * rows, -1))

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import torch
 import torchvision.transforms.functional as V
 from torch import Tensor
 from torchvision.transforms import InterpolationMode
 
-BRIGHTNESS, CONTRAST, SATURATION = (0.6, 1.4), (0.7, 1.3), (0.5, 1.5)
-HUE, GAMMA = (-0.06, 0.06), (0.7, 1.3)
 DEGREES, SHIFT, SCALE = (-15.0, 15.0), 1 / 16, (0.9, 1.1)
+COLOURS: list[tuple[Callable[[Tensor, float], Tensor], float, float]] = [
+    (V.adjust_brightness, 0.6, 1.4),
+    (V.adjust_contrast, 0.7, 1.3),
+    (V.adjust_saturation, 0.5, 1.5),
+    (V.adjust_hue, -0.06, 0.06),
+    (lambda pictures, gamma: V.adjust_gamma(pictures.clamp(1e-8, 1.0), gamma), 0.7, 1.3),
+]
+"""What changes colours, and the range of its factor."""
 KERNEL, SIGMA, NOISE = 5, (0.001, 0.5), 0.005
 
 
-def test_time_view(pictures: Tensor, generator: torch.Generator) -> Tensor:
+def random_view(pictures: Tensor, generator: torch.Generator) -> Tensor:
     """One random view of a batch of pictures, as CoTTA and RMT draw it (Wang et al., CVPR 2022).
 
     Brightness, contrast, saturation, hue and gamma in random order; on the picture padded by half of its size, a
@@ -29,7 +35,7 @@ def test_time_view(pictures: Tensor, generator: torch.Generator) -> Tensor:
     Returns:
         (B, 3, H, W) in [0, 1].
 
-    >>> view = test_time_view(torch.rand(2, 3, 8, 8), torch.Generator().manual_seed(0))
+    >>> view = random_view(torch.rand(2, 3, 8, 8), torch.Generator().manual_seed(0))
     >>> tuple(view.shape), bool(view.min() >= 0), bool(view.max() <= 1)
     ((2, 3, 8, 8), True, True)
     """
@@ -38,16 +44,11 @@ def test_time_view(pictures: Tensor, generator: torch.Generator) -> Tensor:
         return low + (high - low) * float(torch.rand((), generator=generator))
 
     height, width = pictures.shape[-2:]
-    colours: Sequence[Callable[[Tensor], Tensor]] = [
-        lambda x, f=draw(*BRIGHTNESS): V.adjust_brightness(x, f),
-        lambda x, f=draw(*CONTRAST): V.adjust_contrast(x, f),
-        lambda x, f=draw(*SATURATION): V.adjust_saturation(x, f),
-        lambda x, f=draw(*HUE): V.adjust_hue(x, f),
-        lambda x, f=draw(*GAMMA): V.adjust_gamma(x.clamp(1e-8, 1.0), f),
-    ]
+    colours = [(change, draw(low, high)) for change, low, high in COLOURS]
     view = pictures.clamp(0.0, 1.0)
     for place in torch.randperm(len(colours), generator=generator).tolist():
-        view = colours[place](view)
+        change, factor = colours[place]
+        view = change(view, factor)
     sides = [width // 2, height // 2]
     view = torch.nn.functional.pad(view, (sides[0], sides[0], sides[1], sides[1]), mode="replicate")
     tall, wide = view.shape[-2:]
@@ -64,4 +65,5 @@ def test_time_view(pictures: Tensor, generator: torch.Generator) -> Tensor:
     if draw(0.0, 1.0) < 0.5:
         view = view.flip(-1)
     noise = torch.randn(pictures.shape[1:], generator=generator, dtype=torch.float32) * NOISE
-    return (view + noise.to(view)).clamp(0.0, 1.0)
+    noisy: Tensor = view + noise.to(view)
+    return noisy.clamp(0.0, 1.0)

@@ -29,7 +29,9 @@ SETTINGS = {
     "MomentumInterpolation": Setting(
         lambda: [MomentumInterpolation(0.9)], EVERY, off=lambda: [MomentumInterpolation(0.0)]
     ),
-    "WeightConsolidation": Setting(lambda: [WeightConsolidation(0.01)], EVERY, off=lambda: [WeightConsolidation(0.0)]),
+    "WeightConsolidation": Setting(
+        lambda: [WeightConsolidation(0.01)], EVERY, off=lambda: [WeightConsolidation(0.0)]
+    ),
     "WeightEnsemble": Setting(lambda: [WeightEnsemble(2)], EVERY),
     "WeightInterpolation": Setting(
         lambda: [WeightInterpolation(0.5, alphas=(0.0, 1.0))], EVERY, off=lambda: [WeightInterpolation(1.0)]
