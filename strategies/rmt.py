@@ -148,7 +148,7 @@ class RMT(_Adapter):
         batch = self._batch()
         logits = self.logits(next, batch)
         places = batch[ANSWERS].places(batch["labels"])
-        rows = F.cross_entropy(logits.float(), places.clamp(min=0), reduction="none")
+        rows = F.cross_entropy(_wide(logits), places.clamp(min=0), reduction="none")
         return self.mean(rows, batch["valid"] & (places >= 0))
 
     def _warm_up(self, next: Forward) -> None:
@@ -172,8 +172,7 @@ class RMT(_Adapter):
         sums: dict[int, Tensor] = {}
         counts: dict[int, Tensor] = {}
         for batch in self.source.once(self.source_samples):
-            features = self._feature(next(batch))
-            features = features.to(torch.promote_types(features.dtype, torch.float32))
+            features = _wide(self._feature(next(batch)))
             task = int(batch["domain"][0])
             classes = len(self.stream.tasks[task].class_names or ())
             sums.setdefault(task, features.new_zeros(classes, features.shape[1]))
@@ -190,3 +189,7 @@ class RMT(_Adapter):
     def _feature(self, outputs: Outputs) -> Tensor:
         pair = self.module.pair
         return outputs.features[pair[0]] if pair else next(iter(outputs.features.values()))
+
+
+def _wide(tensor: Tensor) -> Tensor:
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))

@@ -218,7 +218,7 @@ def test_cotta_takes_its_threshold_from_the_source() -> None:
     bench = Bench(strategy, source=Own())
     bench.step(torch.randn(4, 3, 8, 8, dtype=torch.float64))
     confidence = network()(pictures).softmax(dim=1).amax(dim=1)
-    assert strategy.unsure_below == pytest.approx(float(confidence.quantile(0.05)) - 0.05, abs=1e-6)
+    assert strategy.unsure_below == pytest.approx(confidence.quantile(0.05).item() - 0.05, abs=1e-6)
 
 
 class Prototypes:
