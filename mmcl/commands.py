@@ -147,9 +147,12 @@ class MmclCLI(LightningCLI):
         config: Namespace = self.config[self.subcommand]
         dumped = self._parser(self.subcommand).dump(config, skip_link_targets=False, skip_unset=False)
         self.typed: dict[str, Any] = yaml.safe_load(dumped)
-        arguments = config.data.stream.get("init_args", {}) if config.data.stream is not None else {}
-        if "seed" in arguments and arguments["seed"] is None:
-            arguments["seed"] = config.seed_everything
+        stream = config.data.stream
+        while stream is not None:  # a stream may be made of another one
+            arguments = stream.get("init_args") or {}
+            if "seed" in arguments and arguments["seed"] is None:
+                arguments["seed"] = config.seed_everything
+            stream = arguments.get("stream")
 
     def runner(self) -> Runner:
         """The runner of this command's configuration."""
