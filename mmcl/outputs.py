@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
@@ -85,6 +85,19 @@ class Answers(Protocol):
 
     def places(self, labels: Tensor) -> Tensor:
         """(B,) the place of each row's own class among the candidates, -1 where it is none of them."""
+
+
+class SourcePass(Protocol):
+    """The own data of the tasks so far, as something that adapts at test may look at them.
+
+    Each batch holds the `Answers` of its task, as batches of evaluation sets do, and ``labels``.
+    """
+
+    def once(self, limit: int | None = None) -> Iterator[Batch]:
+        """Every sample once over all ranks, in fixed order; of each task a fixed choice of `limit` of them."""
+
+    def shuffled(self) -> Iterator[Batch]:
+        """Training batches, the tasks in turn, without end."""
 
 
 class Objective(nn.Module):

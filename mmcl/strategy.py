@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from mmcl.errors import ConfigError
-from mmcl.outputs import Batch, Forward, Objective, Outputs, Packing, Recorded, Site, Weights
+from mmcl.outputs import Batch, Forward, Objective, Outputs, Packing, Recorded, Site, SourcePass, Weights
 from mmcl.schedule import Schedule
 
 if TYPE_CHECKING:
@@ -107,19 +107,6 @@ class DataPass(Protocol):
     def __call__(
         self, augment: bool = False, batch_size: int | None = None, limit: int | None = None
     ) -> Iterator[Batch]: ...
-
-
-class SourcePass(Protocol):
-    """The own data of the tasks so far, as something that adapts at test may look at them.
-
-    Each batch holds the `Answers` of its task, as batches of evaluation sets do, and ``labels``.
-    """
-
-    def once(self, limit: int | None = None) -> Iterator[Batch]:
-        """Every sample once over all ranks, in fixed order; of each task a fixed choice of `limit` of them."""
-
-    def shuffled(self) -> Iterator[Batch]:
-        """Training batches, the tasks in turn, without end."""
 
 
 class StepContext(Protocol):

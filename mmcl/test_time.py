@@ -31,7 +31,7 @@ STEPS = 1 << 30
 
 @dataclass
 class OwnData:
-    """`mmcl.strategy.SourcePass`: what the tasks so far were trained on, with the answers that their classes make.
+    """`mmcl.outputs.SourcePass`: what the tasks so far were trained on, with the answers that their classes make.
 
     Args:
         engine: module and strategies, at the task that was trained last.

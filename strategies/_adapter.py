@@ -15,8 +15,8 @@ from mmcl import distributed, seeds
 from mmcl.batch_norm import batch_statistics
 from mmcl.errors import ConfigError, RunError, near
 from mmcl.functional.augmentation import random_view
-from mmcl.outputs import ANSWERS, Batch, Forward, Outputs
-from mmcl.strategy import SourcePass, StepContext, Strategy
+from mmcl.outputs import ANSWERS, Batch, Forward, Outputs, SourcePass
+from mmcl.strategy import StepContext, Strategy
 from mmcl.stream import EvalSet
 
 Reset = Literal["never", "set", "batch"]

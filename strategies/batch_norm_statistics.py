@@ -6,8 +6,8 @@ import torch
 
 from mmcl.batch_norm import batch_norms, batch_statistics
 from mmcl.errors import ConfigError
-from mmcl.outputs import ANSWERS, Batch, Forward, Outputs
-from mmcl.strategy import SourcePass, StepContext, Strategy
+from mmcl.outputs import ANSWERS, Batch, Forward, Outputs, SourcePass
+from mmcl.strategy import StepContext, Strategy
 from mmcl.stream import EvalSet
 
 

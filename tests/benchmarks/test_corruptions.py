@@ -69,7 +69,7 @@ class TestMade:
                 before = np.asarray(clean.read(i)["image"].resize((32, 32)), np.int64)
                 after = np.asarray(reader.read(i)["image"], np.int64)
                 assert after.shape == (32, 32, 3) and np.abs(after - before).mean() > 1, evalset.name
-        StreamDataModule(stream).check()
+        StreamDataModule(stream, batch_size=3).check()
 
     def test_made_once_and_with_the_same_bytes(self, tmp_path: Path) -> None:
         first = make(small(tmp_path), names=ALL[:3], folder=str(tmp_path / "one"))
@@ -91,8 +91,9 @@ class TestMade:
         home = tmp_path / "made"
         make(small(tmp_path), names=["contrast"], folder=str(home))
         make(small(tmp_path), names=["contrast"], severity=3, folder=str(home))
+        stream = small(tmp_path)
         write_shard(tmp_path / "held.tar", tiny.pictures("dots", 12, seed=1))
-        make(small(tmp_path), names=["contrast"], folder=str(home))
+        make(stream, names=["contrast"], folder=str(home))
         assert len(list(home.iterdir())) == 3
 
     def test_sets_and_names_that_are_not_there_are_refused(self, tmp_path: Path) -> None:

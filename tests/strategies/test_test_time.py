@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mmcl.batch_norm import affine_parameters, batch_statistics
+from mmcl.batch_norm import affine_parameters
 from mmcl.errors import ConfigError, RunError
 from mmcl.functional import consistency_loss, symmetric_cross_entropy, view_contrastive_loss
 from mmcl.outputs import ANSWERS, Batch, Outputs
@@ -345,30 +345,6 @@ def test_a_reset_between_batches_makes_them_independent() -> None:
     bench = Bench(TENT(lr=0.1, steps=2, reset="batch"))
     bench.step(images[0])
     assert torch.equal(bench.step(images[1]), alone)
-
-
-def test_batch_statistics_are_those_of_training_mode_and_leave_no_trace() -> None:
-    net, image = network(), torch.randn(6, 3, 8, 8, dtype=torch.float64)
-    net[1].running_mean.normal_()
-    state = deepcopy(net.state_dict())
-    plain = net(image)
-    with batch_statistics(net, torch.ones(6, dtype=torch.bool)):
-        found = net(image)
-    torch.testing.assert_close(found, by_batch(net, image), **EXACT)
-    assert torch.equal(net(image), plain)
-    assert all(torch.equal(value, state[name]) for name, value in net.state_dict().items())
-    with batch_statistics(net, torch.ones(6, dtype=torch.bool), prior=1e12):
-        torch.testing.assert_close(net(image), plain, rtol=1e-6, atol=1e-8)
-
-
-def test_one_value_a_channel_goes_by_running_statistics() -> None:
-    norm = nn.BatchNorm1d(3).eval()
-    assert norm.running_mean is not None
-    norm.running_mean.normal_()
-    row = torch.randn(1, 3)
-    with batch_statistics(norm, torch.ones(1, dtype=torch.bool)):
-        found = norm(row)
-    torch.testing.assert_close(found, norm(row))
 
 
 def test_layer_norms_adapt_too() -> None:
