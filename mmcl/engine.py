@@ -16,7 +16,7 @@ from torch.optim import Optimizer
 from mmcl import distributed, seeds
 from mmcl.compose import Composition
 from mmcl.errors import RunError
-from mmcl.outputs import ATTACHED, Batch, Outputs, move
+from mmcl.outputs import ANSWERS, ATTACHED, Batch, Forward, Outputs, move
 from mmcl.strategy import ParameterGroup, Stage
 from mmcl.stream import Source, Task
 
@@ -56,6 +56,8 @@ class Context:
         module = self._engine.module
         key = (id(batch), bare, torch.is_grad_enabled(), module.network.training)
         if key not in self._outputs:
+            if ANSWERS in batch:
+                module = _answered(module)
             self._seen.append(batch)
             if bare:
                 self._outputs[key] = module({k: v for k, v in batch.items() if k != ATTACHED})
@@ -99,15 +101,20 @@ class Context:
 
 
 class Encoder:
-    """`mmcl.metrics.probes.Encode`: the network as probes see it."""
+    """`mmcl.metrics.probes.Encode`: the network as probes see it; with gradients where a batch may adapt it."""
 
     def __init__(self, engine: Engine, stage: Stage) -> None:
         self._engine, self._stage = engine, stage
         self.source: Source | None = None
 
+    def placed(self, batch: Batch) -> Batch:
+        """A batch where the network is."""
+        moved: Batch = move(batch, self._engine.place)
+        return moved
+
     def __call__(self, batch: Batch) -> Outputs:
-        batch = move(batch, self._engine.place)
-        with torch.no_grad():
+        batch = self.placed(batch)
+        with torch.set_grad_enabled(ANSWERS in batch and self._engine.composition.adapter is not None):
             context = Context(self._engine, self._stage, batch, source=self.source)
             return context.forward(self._engine.convert(batch))
 
@@ -168,6 +175,7 @@ class Engine(pl.LightningModule):
         self.seed = seed
         self.task: Task | None = None
         self.task_index = -1
+        self.tasks_so_far: list[Task] = []
         self.title = ""
         self.task_steps = 0
         self.step = 0
@@ -343,6 +351,18 @@ class Engine(pl.LightningModule):
         finally:
             for module, mode in modes.items():
                 module.training = mode
+
+
+def _answered(module: Forward) -> Forward:
+    """The module, with the answers of a batch in place of its logits where the batch says how they are made."""
+
+    def call(batch: Batch) -> Outputs:
+        outputs = module(batch)
+        if ANSWERS in batch:
+            outputs.logits = batch[ANSWERS].answers(outputs)
+        return outputs
+
+    return call
 
 
 def _nested(strategy: Any, inner: Callable[[list[ParameterGroup]], Optimizer]) -> Callable[..., Optimizer]:

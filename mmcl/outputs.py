@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar, runtime_checkable
@@ -23,6 +23,9 @@ ATTACHED = "__attached__"
 """Key under which a strategy's `wrap_forward` hands on what it puts at sites, for that forward alone: a tuple of
 functions without arguments that return context managers. `module(batch)` opens them; a teacher's forward and a bare one
 do not."""
+
+ANSWERS = "__answers__"
+"""Key of an `Answers` in batches that may adapt at test: ``Outputs.logits`` of such a batch are its answers."""
 
 Transforming = TypeVar("Transforming", bound=Callable[..., Any])
 
@@ -108,6 +111,29 @@ def by_row(answers: Mapping[int, Outputs], chosen: Tensor) -> Outputs:
 
     names = vars(next(iter(answers.values())))
     return Outputs(**{name: pick({n: vars(a)[name] for n, a in answers.items()}) for name in names})
+
+
+class Answers(Protocol):
+    """How outputs become answers: what an evaluation set chooses among, whatever the modality."""
+
+    def answers(self, outputs: Outputs) -> Tensor:
+        """(B, K) logits of the K candidates; gradients flow back to the outputs."""
+
+    def places(self, labels: Tensor) -> Tensor:
+        """(B,) the place of each row's own class among the candidates, -1 where it is none of them."""
+
+
+class SourcePass(Protocol):
+    """The own data of the tasks so far, as something that adapts at test may look at them.
+
+    Each batch holds the `Answers` of its task, as batches of evaluation sets do, and ``labels``.
+    """
+
+    def once(self, limit: int | None = None) -> Iterator[Batch]:
+        """Every sample once over all ranks, in fixed order; of each task a fixed choice of `limit` of them."""
+
+    def shuffled(self) -> Iterator[Batch]:
+        """Training batches, the tasks in turn, without end."""
 
 
 class Objective(nn.Module):

@@ -27,8 +27,12 @@ from mmcl.record import Record, describe, now, versions
 from mmcl.run_folder import RunFolder, digest
 from mmcl.strategy import Stage, Strategy
 from mmcl.stream import Source, Task
+from mmcl.test_time import check_sets, measure_in_order
 
 logger = logging.getLogger("mmcl")
+
+SOURCE = "source"
+"""Variant of a test in which strategies adapt: the model as it was trained."""
 
 
 @dataclass(frozen=True)
@@ -217,6 +221,7 @@ class Session:
         """Structure and meaning of a task; replayed for the tasks so far when a run is resumed."""
         self.engine.task = self.reach.task = task
         self.engine.task_index = self.stream.position(task)
+        self.engine.tasks_so_far = list(self.stream.tasks[: self.engine.task_index + 1])
         seeds.reseed(self.options.seed, "grow", self.engine.task_index)
         self.module.grow(task)
         for strategy in self.composition.of("grow"):
@@ -275,6 +280,8 @@ class Session:
             raise ConfigError(f"{path} was trained with strategy '{name}', which this configuration lacks")
         for strategy in self.composition.strategies:
             if strategy.name not in content["strategies"]:
+                if strategy.adapts_at_test and not strategy.state_dict() and not strategy.export_state():
+                    continue  # what keeps nothing of the training may come for the test alone
                 known = ", ".join(content["strategies"]) or "none"
                 raise ConfigError(f"{path} has no state of strategy '{strategy.name}' (it has: {known})")
             saved = content["strategies"][strategy.name]
@@ -310,6 +317,9 @@ class Session:
     def test(self, ckpt_path: str, stage: Stage = "test", variants: bool = True) -> dict[str, list[Cell]]:
         """Measure a checkpoint of this run: ``last``, ``task-K`` or a path.
 
+        Strategies that adapt at test do so one by one, each from the trained weights: the first one's scores are the
+        default, the others' stand under their names, and ``source`` is the model unadapted.
+
         Returns:
             Variant of the evaluation weights (``""`` is the default one) -> cells.
         """
@@ -322,8 +332,22 @@ class Session:
         content = checkpoint.load(path)
         self.set_up()
         self.load(content, path)
-        names = ["", *(self.composition.variants() if variants else [])]
-        return {name: self._measure(stage, name) for name in names}
+        adapters = self.composition.adapters() if stage == "test" and variants else []
+        names = [*([] if adapters else [""]), *(self.composition.variants() if variants else [])]
+        return {**self._adapted(adapters), **{name: self._measure(stage, name) for name in names}}
+
+    def _adapted(self, adapters: Sequence[Strategy]) -> dict[str, list[Cell]]:
+        if not adapters:
+            return {}
+        check_sets(self.stream.evals, self.module)
+        rows = {SOURCE: None, **{strategy.name: strategy for strategy in adapters}}
+        found = {}
+        for name, adapter in rows.items():
+            with lightning.precision(self.trainer):
+                cells = measure_in_order(self.engine, self.data, self.stream.evals, adapter, self._stop_if_asked)
+            found[name] = cells
+        first = adapters[0].name
+        return {"": found.pop(first), **found}
 
     def resolve(self, ckpt_path: str) -> Path:
         """The file behind ``last``, ``task-K`` or a path.

@@ -5,6 +5,8 @@ below in the order in which they fire:
 
     setup -> for each task: grow -> on_task_start -> [sources -> each step: wrap_forward -> losses -> on_gradients
     -> on_step_end] -> on_task_end -> eval_weights around the evaluation -> on_scores
+
+and in `mmcl test`, where a strategy adapts: on_evalset_start -> wrap_forward for each batch of the set
 """
 
 from __future__ import annotations
@@ -20,11 +22,11 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from mmcl.errors import ConfigError
-from mmcl.outputs import Batch, Forward, Objective, Outputs, Packing, Recorded, Weights
+from mmcl.outputs import Batch, Forward, Objective, Outputs, Packing, Recorded, SourcePass, Weights
 from mmcl.schedule import Schedule
 
 if TYPE_CHECKING:
-    from mmcl.stream import Source, Stream, Task, TaskSamples
+    from mmcl.stream import EvalSet, Source, Stream, Task, TaskSamples
 
 Claim = Literal["eval_weights", "start_weights", "optimizer", "prefix", "prompts", "adapters", "classifier"]
 Phase = Literal["observe", "add", "project", "mask"]
@@ -55,6 +57,8 @@ class ModuleContract(Protocol):
         fresh_head: whether the columns of ``logits`` are learned in the stream alone, so that the initial model's say
             nothing.
         pair: names of the two features that a contrastive module compares, the text's second; None elsewhere.
+        pixel_statistics: mean and standard deviation of each channel by which pictures in a batch are normalised; None
+            without pictures.
         paddings: batch keys of rows of different lengths, and what fills them up.
         packing: how documents become samples; None where a sample of the shards is one of the module's.
         sample_tokens: tokens of one sample, where that is fixed.
@@ -71,6 +75,7 @@ class ModuleContract(Protocol):
     distillable: tuple[Distillable, ...]
     fresh_head: bool
     pair: tuple[str, str] | None
+    pixel_statistics: tuple[Sequence[float], Sequence[float]] | None
     paddings: Mapping[str, float]
     packing: Packing | None
     sample_tokens: int | None
@@ -217,7 +222,7 @@ class Strategy(Recorded, nn.Module):
     variants: tuple[str, ...] = ()
     """Named evaluation weights beside the default one, for `test` and export."""
     adapts_at_test: ClassVar[bool] = False
-    """Whether it adapts while it is tested."""
+    """Whether it adapts while it is tested: its `wrap_forward` is called in `mmcl test` alone, with gradients on."""
     unsupported: frozenset[str] = frozenset()
     """What it cannot do: ``fsdp``, ``accumulation``."""
 
@@ -382,6 +387,15 @@ class Strategy(Recorded, nn.Module):
     def eval_weights(self, variant: str = "") -> AbstractContextManager[None]:
         """Around evaluation and export: averaged, interpolated or merged weights, in place and restored exactly."""
         return nullcontext()
+
+    def on_evalset_start(self, evalset: EvalSet, position: int, source: SourcePass) -> None:
+        """In `mmcl test`, if it adapts: before each evaluation set that it may adapt on, in their order.
+
+        Args:
+            evalset: what is measured next.
+            position: 0 at the start, with the trained weights in place; later ones find what the last set left.
+            source: passes over the tasks' own data.
+        """
 
     def on_scores(self, scores: Mapping[str, float], context: StepContext | None) -> None:
         """After an evaluation, also the one before the first task: mixture weights, guards. `context` is None."""

@@ -131,6 +131,24 @@ def resize(network: nn.Module, weights: Mapping[str, Tensor]) -> None:
 
 
 @contextmanager
+def exchanged(network: nn.Module, parameters: Mapping[str, Tensor]) -> Iterator[None]:
+    """Raw parameters by name for a while, by exchanging memory: nothing is copied where the types agree.
+
+    A forward inside sees the others; what was recorded for gradients before or inside must not be differentiated until
+    the network has its own again.
+    """
+    own = {name: parameter for name, parameter in network.named_parameters() if name in parameters}
+    kept = {name: parameter.data for name, parameter in own.items()}
+    try:
+        for name, parameter in own.items():
+            parameter.data = parameters[name].to(parameter.dtype)
+        yield
+    finally:
+        for name, parameter in own.items():
+            parameter.data = kept[name]
+
+
+@contextmanager
 def swapped(network: nn.Module, weights: Mapping[str, Tensor]) -> Iterator[None]:
     """Other effective weights for a while; the raw ones come back bit for bit, whatever happens inside."""
     raw = {name: tensor for name, _, _, tensor in _entries(network) if name in weights}

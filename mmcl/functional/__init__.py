@@ -1,5 +1,13 @@
 """The mathematics of continual pretraining: pure tensor functions, no state, no I/O, nothing of Lightning."""
 
+from mmcl.functional.adaptation import (
+    consistency_loss,
+    nearest_prototypes,
+    softmax_entropy,
+    stochastic_restore,
+    symmetric_cross_entropy,
+    view_contrastive_loss,
+)
 from mmcl.functional.averaging import ema, interpolate, running_average
 from mmcl.functional.contrastive import compatible_momentum, momentum_contrast_loss, random_queue, update_queue
 from mmcl.functional.distillation import (
@@ -95,6 +103,7 @@ __all__ = [
     "cmr_law",
     "coda_prompt",
     "compatible_momentum",
+    "consistency_loss",
     "consolidate_importance",
     "constant",
     "cosine_between",
@@ -126,6 +135,7 @@ __all__ = [
     "model_stock",
     "momentum_contrast_loss",
     "nearest_mean_logits",
+    "nearest_prototypes",
     "orthogonality_penalty",
     "path_integral",
     "prefix_attention",
@@ -144,11 +154,14 @@ __all__ = [
     "similarity_distillation_loss",
     "slerp",
     "soft_threshold",
+    "softmax_entropy",
     "solve_ridge",
     "sparse_projection",
     "squared_output_norm",
+    "stochastic_restore",
     "subspace_logits",
     "subspace_overlap",
+    "symmetric_cross_entropy",
     "synaptic_importance",
     "synthesized_means",
     "task_arithmetic",
@@ -165,6 +178,7 @@ __all__ = [
     "velocities",
     "velocity_weights",
     "vera_delta",
+    "view_contrastive_loss",
     "warmup_cosine",
     "zscl_loss",
 ]

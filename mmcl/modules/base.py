@@ -46,6 +46,7 @@ class Module(Recorded, pl.LightningModule):
     distillable: tuple[Distillable, ...] = ()
     fresh_head: bool = False
     pair: tuple[str, str] | None = None
+    pixel_statistics: tuple[Sequence[float], Sequence[float]] | None = None
     paddings: Mapping[str, float] = MappingProxyType({})
     packing: Packing | None = None
     formats: tuple[str, ...] = ("safetensors",)

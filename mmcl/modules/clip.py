@@ -90,6 +90,7 @@ class CLIPModule(Module):
         self.network = self._formatted(self.source.create(pretrained, checkpoint, random_init))
         visual: Any = self.network.visual
         self.samples = SampleTransform(visual.preprocess_cfg, augment, self.source.tokenizer())
+        self.pixel_statistics = (visual.preprocess_cfg["mean"], visual.preprocess_cfg["std"])
         self._scales = {} if layer_decay is None else layer_scales(self.network, layer_decay)
         self._prompts: dict[tuple[tuple[str, ...], tuple[str, ...]], Tensor] = {}
         self._choose_trainable()

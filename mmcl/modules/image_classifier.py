@@ -128,6 +128,7 @@ class ImageClassifierModule(Module):
         backbone: Any = self.source.create(pretrained, checkpoint, random_init, image_size)
         self.fixed_size = bool(backbone.pretrained_cfg.get("fixed_input_size", False))
         self.pictures = ImageTransform(resolve_model_data_config(backbone), image_size, crop, augment)
+        self.pixel_statistics = (self.pictures.config["mean"], self.pictures.config["std"])
         self.labels = LabelSpace(() if class_names is None else (tuple(class_names),))
         self.position = -1 if class_names is None else 0
         self.network = self._formatted(ImageNetwork(backbone, len(self.labels.names), *self._head))
