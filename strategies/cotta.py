@@ -13,7 +13,7 @@ from mmcl.errors import ConfigError, near
 from mmcl.functional.adaptation import consistency_loss, stochastic_restore, symmetric_cross_entropy
 from mmcl.functional.averaging import ema
 from mmcl.outputs import Batch, Forward, Outputs
-from mmcl.strategies._adapter import Reset, _Adapter, _Descent
+from mmcl.strategies._test_time import Reset, _Adapter, _Descent
 from mmcl.weights import exchanged
 
 QUANTILE, MARGIN = 0.05, 0.05

@@ -15,7 +15,7 @@ from mmcl.errors import ConfigError, near
 from mmcl.functional.adaptation import nearest_prototypes, symmetric_cross_entropy, view_contrastive_loss
 from mmcl.functional.averaging import ema
 from mmcl.outputs import ANSWERS, Batch, Forward, Outputs
-from mmcl.strategies._adapter import Reset, _Adapter, _Descent
+from mmcl.strategies._test_time import Reset, _Adapter, _Descent
 from mmcl.weights import exchanged
 
 PRESETS = {"cifar": _Descent("adam", 1e-3), "imagenet": _Descent("sgd", 0.01, 0.9)}

@@ -11,7 +11,7 @@ from mmcl.batch_norm import affine_parameters
 from mmcl.errors import ConfigError, near
 from mmcl.functional.adaptation import softmax_entropy
 from mmcl.outputs import Batch, Forward, Outputs
-from mmcl.strategies._adapter import Reset, _Adapter, _Descent
+from mmcl.strategies._test_time import Reset, _Adapter, _Descent
 
 PRESETS = {"cifar": _Descent("adam", 1e-3), "imagenet": _Descent("sgd", 2.5e-4, 0.9)}
 
