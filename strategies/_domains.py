@@ -137,8 +137,8 @@ class DomainAdapters(Adapters):
         found, index = distributed.gather(torch.cat(rows)), distributed.gather(torch.cat(places))
         table = found.new_zeros((int(index.max()) + 1, found.shape[1]))
         table[index] = found
-        rows = F.normalize(table[torch.unique(index)].double(), dim=1)
-        self.centres[task.name] = k_means(rows, self.clusters, self.generator(task)).to(found)
+        directions = F.normalize(table[torch.unique(index)].double(), dim=1)
+        self.centres[task.name] = k_means(directions, self.clusters, self.generator(task)).to(found)
 
     def on_task_end(self, task: Task, data: DataPass) -> None:
         super().on_task_end(task, data)

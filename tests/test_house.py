@@ -24,6 +24,7 @@ HEAVY = {"torch", "lightning", "numpy", "open_clip", "transformers", "jsonargpar
 PARTS = {
     "cli": {"cli", "commands", "data_command", "dry_run", "export", "predict", "shards_command", "wording"},
     "tools": {"archives", "assets", "batch_norm", "collate", "distributed", "plugins", "presets", "seeds", "weights"},
+    "strategy": {"contract", "strategy"},
     "runner": {
         *("api", "checkpoint", "compose", "engine", "evaluate", "interrupt", "progress"),
         *("reach", "record", "run_folder", "runner", "session", "test_time", "trainer", "training"),

@@ -117,7 +117,6 @@ class ImageClassifierModule(Module):
                 raise ConfigError(f"ImageClassifierModule: {name} is {factor}; it must be positive")
         from timm.data import resolve_model_data_config
 
-        self.provides = self.provides | {f"head.{head_kind}"}
         self._head = (head_kind, head_scale, learn_scale)
         self.kind, self.train_classes, self.eval_classes = head, train_classes, eval_classes
         self.trainable = frozenset(trainable)
@@ -134,8 +133,8 @@ class ImageClassifierModule(Module):
         self.network = self._formatted(ImageNetwork(backbone, len(self.labels.names), *self._head))
         self._masks: tuple[Tensor, Tensor]
         self._choose()
-        kinds = {kind for kind in ("attention", "input") if self._prompt_sites(kind)}
-        self.provides = type(self).provides | {f"sites.{kind}" for kind in kinds}
+        kinds = [f"sites.{kind}" for kind in ("attention", "input") if self._prompt_sites(kind)]
+        self.provides = type(self).provides | {f"head.{head_kind}", *kinds}
 
     # -- the contract -----------------------------------------------------------------------------------------------
 
