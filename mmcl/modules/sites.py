@@ -41,19 +41,31 @@ class RowDeltas(nn.Module):
         self.held: list[tuple[int, int, Callable[[], Tensor]]] = []
 
     def forward(self, weight: Tensor) -> Tensor:
-        """The weight with all deltas added; those of a 1 x 1 convolution get its two last dimensions."""
+        """The weight with all deltas added."""
+        flat = weight.flatten(1)
         changes: dict[tuple[int, int], Tensor] = {}
         for start, stop, delta in self.held:
-            change = delta().to(weight.dtype).view(stop - start, *weight.shape[1:])
+            change = delta().to(weight.dtype)
             earlier = changes.get((start, stop))
             changes[start, stop] = change if earlier is None else earlier + change
         # Rows of one weight are its thirds, or all of them: they never overlap. What none changes is taken as it is.
         parts, done = [], 0
         for (start, stop), change in sorted(changes.items()):
-            parts += [weight[done:start], weight[start:stop] + change]
+            parts += [flat[done:start], flat[start:stop] + change]
             done = stop
-        parts = [part for part in (*parts, weight[done:]) if len(part)]
-        return torch.cat(parts) if len(parts) > 1 else parts[0]
+        parts = [part for part in (*parts, flat[done:]) if len(part)]
+        return _shaped(torch.cat(parts) if len(parts) > 1 else parts[0], weight)
+
+
+def _shaped(flat: Tensor, weight: Tensor) -> Tensor:
+    """(out, in) in the shape of a weight and, for a 1 x 1 convolution, in its memory format.
+
+    In another format the convolution would go to another kernel, whose rounding differs.
+    """
+    shaped = flat.view(weight.shape)
+    if weight.dim() == 4 and weight.stride() != shaped.stride():
+        return flat[:, None, None].permute(0, 3, 1, 2)
+    return shaped
 
 
 class LinearSite:
