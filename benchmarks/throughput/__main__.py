@@ -6,7 +6,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from mmcl.benchmarks.throughput import averages, index, kind, reader, startup, step, zscl
+from mmcl.benchmarks.throughput import averages, index, kind, reader, scale, startup, step, zscl
 from mmcl.benchmarks.throughput.turns import Plan
 
 MEASUREMENTS = {
@@ -17,6 +17,7 @@ MEASUREMENTS = {
     "startup": startup,
     "reader": reader,
     "index": index,
+    "scale": scale,
 }
 
 
