@@ -19,6 +19,7 @@ from mmcl.datamodules.order import mix
 from mmcl.datamodules.packed import PackedReader
 from mmcl.datamodules.reader import NO_LABEL, BadSample, SourceReader
 from mmcl.datamodules.sampler import Draw
+from mmcl.datamodules.stream_source import StreamPool
 from mmcl.errors import MmclError, RunError, SampleError
 from mmcl.outputs import SKIP
 
@@ -77,6 +78,10 @@ class Pool:
         """Whether any of its sources has labels."""
         return any("labels" in reader.present for reader in self.readers)
 
+    def next_of(self, index: int, step: int) -> int:
+        """The sample that stands in for a bad one: the next one, and so on."""
+        return (index + step) % len(self)
+
     def locate(self, index: int) -> tuple[SourceReader | PackedReader, int]:
         """The reader of a sample, and the sample's place there."""
         which = bisect_right(self._begins, index) - 1
@@ -101,7 +106,7 @@ class BatchDataset(Dataset[dict[str, Any]]):
 
     def __init__(
         self,
-        pools: Sequence[Pool],
+        pools: Sequence[Pool | StreamPool],
         sides: Mapping[int, str],
         transform: Transform,
         collate: Collate,
@@ -146,7 +151,7 @@ class BatchDataset(Dataset[dict[str, Any]]):
         pool = self._pools[draw.pool]
         failed: list[str] = []
         for step in range(min(_MAX_TRIES, len(pool))):
-            index = (draw.sample + step) % len(pool)
+            index = pool.next_of(draw.sample, step)
             try:
                 sample = self._load(draw, index, labelled)
             except BadSample as error:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -15,15 +14,15 @@ from mmcl.datamodules.cache import GIGABYTES, ShardCache, check_room
 from mmcl.datamodules.dataset import BAD, BatchDataset, Collate, Pool, Purpose, Transform
 from mmcl.datamodules.loader import BadSamples, StreamLoader
 from mmcl.datamodules.order import Order, derive
-from mmcl.datamodules.packed import PackedReader
 from mmcl.datamodules.plan import OWN, BatchPlan, make_plan
 from mmcl.datamodules.reader import SourceReader
-from mmcl.datamodules.sampler import Cut, Part, PassBatches, TrainBatches, choose
+from mmcl.datamodules.readers import Readers
+from mmcl.datamodules.sampler import Cut, Part, PassBatches, TrainBatches, choose, interleave
+from mmcl.datamodules.stream_part import StreamPart, Topology
+from mmcl.datamodules.stream_source import StreamPool, StreamReader
 from mmcl.errors import ConfigError
 from mmcl.outputs import Packing
 from mmcl.stream import Source, Stream, Task, TaskSamples
-
-_KEPT_READERS = 256
 
 
 class StreamDataModule(LightningDataModule):
@@ -51,6 +50,9 @@ class StreamDataModule(LightningDataModule):
             leaves the order as it is; sources that are `ordered` stay so.
         cache_dir: folder for remote shards, on a local disk; None is ``shards`` in mmcl's cache.
         cache_gb: bound of that folder (1e9 bytes).
+        stream_buffer: samples of a stream that are shuffled together by each reader.
+        allow_pipe: let ``pipe:COMMAND`` stand for a shard that a command writes. Whoever writes the config may then run
+            anything.
 
     Raises:
         ConfigError: a number that cannot be.
@@ -68,6 +70,8 @@ class StreamDataModule(LightningDataModule):
         bucket: int = 1,
         cache_dir: str | None = None,
         cache_gb: float = GIGABYTES,
+        stream_buffer: int = 1000,
+        allow_pipe: bool = False,
     ) -> None:
         super().__init__()
         for name, value, least in (
@@ -76,6 +80,7 @@ class StreamDataModule(LightningDataModule):
             ("workers", workers, 0),
             ("window", window, 1),
             ("bucket", bucket, 1),
+            ("stream_buffer", stream_buffer, 1),
         ):
             if value < least:
                 raise ConfigError(f"data: {name} is {value}; it must be {least} or more")
@@ -85,14 +90,14 @@ class StreamDataModule(LightningDataModule):
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
         self.workers, self.window, self.pin_memory = workers, window, pin_memory
         self.bucket = bucket
+        self.stream_buffer = stream_buffer
         self.cache = ShardCache(cache_dir, cache_gb)
         self.bad = BadSamples(max_bad)
         self._cut, self._seed = Cut(), 0
         self._transform: Transform | None = None
         self._collate: Collate = stack
         self._sample_tokens: int | None = None
-        self._packing: Packing | None = None
-        self._readers: OrderedDict[int, tuple[Source, SourceReader | PackedReader]] = OrderedDict()
+        self._readers = Readers(self.cache, allow_pipe)
 
     def bind(
         self,
@@ -119,9 +124,7 @@ class StreamDataModule(LightningDataModule):
             collate: the module's: rows -> batch. It runs in the workers.
             packing: how documents become samples; None takes the samples of the shards as they are.
         """
-        if packing is not self._packing:
-            self._packing = packing
-            self._readers.clear()
+        self._readers.pack(packing)
         self._transform, self._seed, self._sample_tokens = transform, seed, sample_tokens
         self._collate = collate
         self._cut = Cut(rank, world_size, accumulate)
@@ -141,41 +144,51 @@ class StreamDataModule(LightningDataModule):
         for task in self.stream.tasks:
             for source in _all(task.train):
                 with _at(f"task '{task.name}'"):
-                    reader = self._open(source)
+                    reader = self._readers.open(source)
                     reader.check_captions()
                 if task.class_names is not None:
                     reader.check_labels(task.class_names, f"task '{task.name}'")
             for source in _all(task.mix):
                 with _at(f"task '{task.name}'"):
-                    self._open(source).check_captions()
+                    self._readers.open(source).check_captions()
             self.plan(task, task.mix)
             pools = [self._pool(OWN, task.train, task), *(self._pool(s.name, [s], task) for s in task.mix)]
             check_room(self.cache, [pool.fetched_sizes() for pool in pools], self.window, f"task '{task.name}'")
         for evalset in self.stream.evals:
             with _at(f"evaluation set '{evalset.name}'"):
-                reader = self._open(evalset.source)
-                reader.check_captions()
-                reader.check_readable()
+                indexed = self._readers.indexed(evalset.source, "an evaluation")
+                indexed.check_captions()
+                indexed.check_readable()
             if evalset.class_names is not None:
-                reader.check_labels(evalset.class_names, f"evaluation set '{evalset.name}'")
+                indexed.check_labels(evalset.class_names, f"evaluation set '{evalset.name}'")
         for name, source in self.stream.sources.items():
             with _at(f"stream source '{name}'"):
-                self._open(source).check_captions()
+                self._readers.open(source).check_captions()
 
     def count(self, source: Source) -> int:
-        """Samples of a source."""
-        return sum(len(self._open(part)) for part in source.all)
+        """Samples of a source; 0 of one that is read as a stream, since nobody knows."""
+        readers = [self._readers.open(part) for part in source.all]
+        return sum(len(reader) for reader in readers if not isinstance(reader, StreamReader))
 
     def captions(self, source: Source) -> Iterator[str]:
-        """All captions of a source, in the order of its samples."""
+        """All captions of a source, in the order of its samples.
+
+        Raises:
+            ConfigError: it is a stream.
+        """
         for part in source.all:
-            yield from self._open(part).texts()
+            yield from self._readers.indexed(part, "going through all captions").texts()
 
     def task_samples(self, task: Task) -> TaskSamples:
         """Sources, keys and labels of a task's own samples, in the order of a pass, without reading the shards.
 
         Of documents that are packed into blocks these are the documents.
+
+        Raises:
+            ConfigError: they are a stream.
         """
+        for source in _all(task.train):
+            self._readers.indexed(source, "a memory of samples")
         readers = [SourceReader(source, self.cache) for source in _all(task.train)]
         found = [reader.labels() for reader in readers]
         return TaskSamples(
@@ -194,15 +207,18 @@ class StreamDataModule(LightningDataModule):
         Raises:
             ConfigError: see `mmcl.datamodules.plan.make_plan`; also a side batch that does not divide.
         """
-        own = sum(self.count(source) for source in task.train)
+        own = None if task.is_stream else sum(self.count(source) for source in task.train)
         plan = make_plan(task, extra, own, self.batch_size, self._sample_tokens)
         for name, size in plan.side.items():
             self._check_divides(size, f"task '{task.name}': the batch of side source '{name}'")
         return plan
 
     def advance(self, positions: Mapping[str, int], plan: BatchPlan, steps: int) -> dict[str, int]:
-        """Samples drawn from each source after so many more steps."""
-        return plan.advance(positions, steps)
+        """Samples drawn from each source, and by each reader of a stream, after so many more steps."""
+        moved = plan.advance(positions, steps)
+        for name in plan.streams:
+            moved |= self._stream_part(0, name, plan, positions).after(steps)
+        return moved
 
     def note_bad(self, batch: dict[str, Any]) -> None:
         """Count the replaced samples of a batch and take their names out of it. The loaders do this with each batch."""
@@ -238,12 +254,14 @@ class StreamDataModule(LightningDataModule):
         self._check_divides(self.batch_size, "`batch_size`")
         plan = self.plan(task, extra)
         by_name = {source.name: [source] for source in extra} | {OWN: list(task.train)}
-        counts = {OWN: plan.own_per_batch, **plan.counts, **plan.side}
+        counts = plan.drawn
         names = [*plan.order, *plan.side]
         pools = [self._pool(name, by_name[name], task) for name in names]
         check_room(self.cache, [pool.fetched_sizes() for pool in pools], self.window, f"task '{task.name}'")
-        parts = [
-            Part(i, self._order(pool, plan.side.get(name, self.batch_size)), counts[name], positions.get(name, 0))
+        parts: list[Part | StreamPart] = [
+            self._stream_part(i, name, plan, positions)
+            if isinstance(pool, StreamPool)
+            else Part(i, self._order(pool, plan.side.get(name, self.batch_size)), counts[name], positions.get(name, 0))
             for i, (name, pool) in enumerate(zip(names, pools, strict=True))
         ]
         mixed = len(plan.order)
@@ -262,7 +280,8 @@ class StreamDataModule(LightningDataModule):
             limit: take a fixed choice of so many samples, a function of `seed` and the source's name.
             seed: of that choice.
         """
-        pool = Pool(source.name, [self._open(part) for part in source.all], derive(seed, "eval", source.name))
+        readers = [self._readers.indexed(part, "a pass") for part in source.all]
+        pool = Pool(source.name, readers, derive(seed, "eval", source.name))
         return self._pass([pool], limit, self.eval_batch_size, "eval", -1, False)
 
     def pass_loader(
@@ -279,9 +298,10 @@ class StreamDataModule(LightningDataModule):
             limit: take a fixed choice of so many samples.
 
         Raises:
-            ConfigError: `batch_size` does not divide by the number of processes.
+            ConfigError: `batch_size` does not divide by the number of processes; the task's own data are a stream.
         """
-        pool = self._pool(OWN, task.train, task)
+        readers = [self._readers.indexed(source, "a pass") for source in _all(task.train)]
+        pool = Pool(OWN, readers, derive(self._seed, task.name, OWN))
         world = self._cut.world_size
         total = self.batch_size // self._cut.accumulate if batch_size is None else batch_size
         if total < 1 or total % world:
@@ -300,7 +320,7 @@ class StreamDataModule(LightningDataModule):
 
     def _loader(
         self,
-        pools: list[Pool],
+        pools: Sequence[Pool | StreamPool],
         sides: Mapping[int, str],
         domain: int,
         purpose: Purpose,
@@ -314,26 +334,36 @@ class StreamDataModule(LightningDataModule):
         dataset = BatchDataset(pools, sides, self._transform, self._collate, domain, domains, purpose, augment)
         return StreamLoader(dataset, batches, self.note_bad, self.bad, draws, self.workers, self.pin_memory)
 
-    def _pool(self, name: str, sources: Sequence[Source], task: Task) -> Pool:
-        return Pool(name, [self._open(s) for s in _all(sources)], derive(self._seed, task.name, name))
+    def _pool(self, name: str, sources: Sequence[Source], task: Task) -> Pool | StreamPool:
+        readers = [self._readers.open(source) for source in _all(sources)]
+        seed = derive(self._seed, task.name, name)
+        streams = [reader for reader in readers if isinstance(reader, StreamReader)]
+        if not streams:
+            return Pool(name, [reader for reader in readers if not isinstance(reader, StreamReader)], seed)
+        if len(streams) < len(readers):
+            raise ConfigError(
+                f"task '{task.name}': some of its own sources are streams and others are not; put one kind under `mix`"
+            )
+        return StreamPool(name, streams, seed, self._topology.readers, self.stream_buffer)
+
+    def _stream_part(self, number: int, name: str, plan: BatchPlan, positions: Mapping[str, int]) -> StreamPart:
+        if name in plan.side:
+            total = plan.side[name]
+            rows = list(range(total))
+        else:
+            total, place = plan.batch_size, plan.order.index(name)
+            mixed = interleave([plan.drawn[other] for other in plan.order])
+            rows = [row for row, (which, _) in enumerate(mixed) if which == place]
+        return StreamPart(number, name, rows, total, self._topology, positions)
+
+    @property
+    def _topology(self) -> Topology:
+        return Topology(self._cut.world_size, max(1, self.workers), self._cut.accumulate)
 
     def _order(self, pool: Pool, chunk: int) -> Order:
         if self.bucket > 1 and not pool.ordered:
             return BucketedOrder(pool.shard_sizes, pool.seed, self.window, pool.sizes(), chunk, self.bucket)
         return Order(pool.shard_sizes, pool.seed, self.window, pool.ordered)
-
-    def _open(self, source: Source) -> SourceReader | PackedReader:
-        """The source's reader; it stays open as long as it is used now and then."""
-        if id(source) not in self._readers:
-            packed = self._packing
-            self._readers[id(source)] = (
-                source,
-                SourceReader(source, self.cache) if packed is None else PackedReader(source, packed, self.cache),
-            )
-            if len(self._readers) > _KEPT_READERS:
-                self._readers.popitem(last=False)
-        self._readers.move_to_end(id(source))
-        return self._readers[id(source)][1]
 
     def _check_divides(self, size: int, what: str) -> None:
         if size % self._cut.parts:

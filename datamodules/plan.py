@@ -23,8 +23,9 @@ class BatchPlan:
         counts: mixed source -> its samples in a step.
         side: side source -> its samples in a step.
         steps: optimizer steps of the task.
-        own_samples: size of the task's own data.
+        own_samples: size of the task's own data; None where they are a stream.
         order: pools of the training batch in the order in which the remainder was given; the task's own is `OWN`.
+        streams: pools that are read as streams.
     """
 
     batch_size: int
@@ -32,18 +33,23 @@ class BatchPlan:
     counts: Mapping[str, int]
     side: Mapping[str, int]
     steps: int
-    own_samples: int
+    own_samples: int | None
     order: tuple[str, ...] = field(default=(OWN,))
+    streams: frozenset[str] = frozenset()
+
+    @property
+    def drawn(self) -> dict[str, int]:
+        """Samples of each pool in a step."""
+        return {OWN: self.own_per_batch, **self.counts, **self.side}
 
     def advance(self, positions: Mapping[str, int], steps: int) -> dict[str, int]:
         """Samples drawn from each source after so many more steps. Sources that the plan lacks keep their place."""
-        drawn = {OWN: self.own_per_batch, **self.counts, **self.side}
-        moved = {name: positions.get(name, 0) + count * steps for name, count in drawn.items()}
+        moved = {name: positions.get(name, 0) + count * steps for name, count in self.drawn.items()}
         return {**positions, **moved}
 
 
 def make_plan(
-    task: Task, extra: Sequence[Source], own_samples: int, batch_size: int, sample_tokens: int | None
+    task: Task, extra: Sequence[Source], own_samples: int | None, batch_size: int, sample_tokens: int | None
 ) -> BatchPlan:
     """Split a task's batch over its sources and resolve its budget.
 
@@ -54,13 +60,13 @@ def make_plan(
     Args:
         task: the task.
         extra: mixed and side sources of strategies.
-        own_samples: size of the task's own data.
+        own_samples: size of the task's own data; None where they are a stream.
         batch_size: samples of a step.
         sample_tokens: tokens of one sample, for budgets in tokens.
 
     Raises:
         ConfigError: two sources of one name, a mixed source without a share or too small for one sample, shares above 1
-            together, or a batch that holds more of the task's own samples than there are.
+            together, a batch that holds more of the task's own samples than there are, or epochs of a stream.
     """
     where = f"task '{task.name}'"
     names = [source.name for source in extra]
@@ -79,7 +85,11 @@ def make_plan(
                 f"{where}: source '{source.name}': share {source.share} of batch size {batch_size} is no sample"
             )
     own = counts.pop(OWN)
-    if own > own_samples:
+    if own_samples is None and task.budget.epochs is not None:
+        raise ConfigError(
+            f"{where}: nobody knows how long a pass over a stream is; give the budget in steps or samples, not epochs"
+        )
+    if own_samples is not None and own > own_samples:
         raise ConfigError(
             f"{where}: a batch takes {own} of its samples, but it has {own_samples}; "
             f"make `batch_size` ({batch_size}) smaller"
@@ -93,9 +103,10 @@ def make_plan(
         own_per_batch=own,
         counts=counts,
         side={s.name: s.batch_size or batch_size for s in extra if s.role == "side"},
-        steps=task.budget.resolve(batch_size, own_samples, own, sample_tokens),
+        steps=task.budget.resolve(batch_size, own_samples or 0, own, sample_tokens),
         own_samples=own_samples,
         order=order,
+        streams=frozenset(s.name for s in extra if s.is_stream) | ({OWN} if task.is_stream else frozenset()),
     )
 
 

@@ -57,7 +57,7 @@ class SourceReader:
         self.source = source
         self.name = source.name
         self.fields = dict(STANDARD_FIELDS if source.fields is None else source.fields)
-        _check_formats(self.fields, self.name)
+        check_formats(self.fields, self.name)
         self._cache = cache or ShardCache()
         self._addresses = expand_shards(source.shards, source.name, remote=True)
         self.paths = [public(address) if is_remote(address) else address for address in self._addresses]
@@ -220,17 +220,9 @@ class SourceReader:
                 f"{self.where(index)}: member '{member.extension}': its bytes changed after the shard was indexed"
             )
         try:
-            value = decode(member.extension, data, as_pixels)
-            if field == "labels":
-                return value if self.source.labels is None else self.source.labels[value]
-            if field == "text" and kind(member.extension) == "json":
-                value = captions(value)
-            if field == "text" and (not value or not all(value)):
-                raise ValueError("an empty caption")
-            return value
+            return decode_field(field, member.extension, data, self.source.labels, as_pixels)
         except Exception as error:  # decoders raise what they like
-            reason = " ".join(str(error).split()) or type(error).__name__
-            raise BadSample(f"{self.where(index)}: member '{member.extension}': {reason}") from error
+            raise BadSample(f"{self.where(index)}: member '{member.extension}': {reason_of(error)}") from error
 
     def _values(self, field: str) -> list[npt.NDArray[np.int64]]:
         """For each shard the values of a text's or label's members, `NO_CAPTION` where a sample has none."""
@@ -277,7 +269,37 @@ class SourceReader:
         return present
 
 
-def _check_formats(fields: Mapping[str, Sequence[str]], source: str) -> None:
+def decode_field(
+    field: str, extension: str, data: bytes, labels: Mapping[int, int] | None, as_pixels: bool = False
+) -> Any:
+    """What a member says in a field of a sample.
+
+    Args:
+        field: of the sample.
+        extension: of the member.
+        data: its content.
+        labels: class in the shards -> class in the task; None takes classes as they are.
+        as_pixels: give pictures as arrays instead of `PIL.Image.Image`.
+
+    Raises:
+        Exception: whatever the decoder raises; `ValueError` for an empty caption.
+    """
+    value = decode(extension, data, as_pixels)
+    if field == "labels":
+        return value if labels is None else labels[value]
+    if field == "text" and kind(extension) == "json":
+        value = captions(value)
+    if field == "text" and (not value or not all(value)):
+        raise ValueError("an empty caption")
+    return value
+
+
+def reason_of(error: Exception) -> str:
+    """An error as one line."""
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def check_formats(fields: Mapping[str, Sequence[str]], source: str) -> None:
     """Refuse what is never decoded, and texts and labels in formats that the index does not look into."""
     allowed = {"text": ("txt", "json"), "labels": ("cls",)}
     for field, names in fields.items():

@@ -62,7 +62,9 @@ def check_address(address: str, source: str) -> None:
     where, shown = f"source '{source}'", public(address)
     kind = scheme(address)
     if kind == "pipe":
-        raise ConfigError(f"{where}: '{address}' would run a shell command; give a path or a URL")
+        raise ConfigError(
+            f"{where}: '{address}' would run a shell command; give a path or a URL, or set data.allow_pipe"
+        )
     if kind not in SCHEMES:
         known = ", ".join(s for s in SCHEMES if s != "memory")
         raise ConfigError(

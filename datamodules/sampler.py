@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -80,6 +80,17 @@ class Part:
         return Draw(self.pool, *self.order.at(self.begin + step * self.count + i))
 
 
+class Draws(Protocol):
+    """What gives its samples to every batch of a segment: a `Part`, or the like."""
+
+    @property
+    def count(self) -> int:
+        """Samples in a step."""
+
+    def draw(self, step: int, i: int) -> Draw:
+        """Sample `i` of a step."""
+
+
 class TrainBatches(Sampler[list[Draw]]):
     """The batches of optimizer steps `first_step` .. `steps` - 1 of a segment.
 
@@ -90,7 +101,7 @@ class TrainBatches(Sampler[list[Draw]]):
         steps: steps of the segment.
     """
 
-    def __init__(self, groups: Sequence[Sequence[Part]], cut: Cut, first_step: int, steps: int) -> None:
+    def __init__(self, groups: Sequence[Sequence[Draws]], cut: Cut, first_step: int, steps: int) -> None:
         self._groups = [(group, interleave([p.count for p in group])) for group in groups]
         self._cut, self._steps = cut, range(first_step, steps)
 

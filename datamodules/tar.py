@@ -31,14 +31,16 @@ class Entry(NamedTuple):
     data: bytes
 
 
-def walk(file: BinaryIO, say: Say) -> Iterator[Entry]:
+def walk(file: BinaryIO, say: Say, size: int | None = None) -> Iterator[Entry]:
     """Every regular file of an archive.
 
     Args:
         file: the archive, open at its beginning.
         say: takes what is wrong.
+        size: bytes of the archive; None asks the file. Of one that only goes forward it may be anything larger, if
+            `say` raises.
     """
-    size = os.fstat(file.fileno()).st_size
+    size = os.fstat(file.fileno()).st_size if size is None else size
     told: dict[str, str] = {}
     while True:
         offset = file.tell()
@@ -61,7 +63,10 @@ def walk(file: BinaryIO, say: Say) -> Iterator[Entry]:
                 say("link", f"member '{shown(name)}' is no regular file (a link, a sparse file or a device)")
                 file.seek(length, os.SEEK_CUR)
             else:
-                yield Entry(name, file.tell() // BLOCK, file.read(length))
+                block, data = file.tell() // BLOCK, file.read(length)
+                if len(data) < length:
+                    say("cut", f"the file ends inside member '{shown(name)}' ({len(data)} of its {length} bytes)")
+                yield Entry(name, block, data)
             told = {}
         file.seek(-length % BLOCK, os.SEEK_CUR)
 

@@ -43,6 +43,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     add("--split_by_key", metavar="REGEX", help="rows in whose keys it matches the same stay on one side")
     add("--split_from", metavar="COLUMN", help="column with the name of the split")
     add("--workers", type=int, default=len(os.sched_getaffinity(0)), help="processes (default: one for each core)")
+    add("--engine", choices=("local", "ray"), default=default.engine, help="who works: --workers, or a Ray cluster")
     add("--max_bad", type=int, default=0, help="rows that may be left out (default: %(default)s)")
     add("--licence", help="of the data, for the manifest")
     add("--origin", help="where the data come from, for the manifest")

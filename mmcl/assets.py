@@ -44,6 +44,7 @@ class Asset:
         needs: other assets, fetched before; `build` finds them with `folder`.
         recipe: raised when `build` changes what it writes; what an earlier one wrote no longer counts, nor does what
             other assets made of it.
+        use: what it is for, in a few words.
     """
 
     name: str
@@ -55,6 +56,7 @@ class Asset:
     build: Callable[[Mapping[str, Path], Path], None]
     needs: tuple[str, ...] = ()
     recipe: int = 1
+    use: str = ""
 
     def record(self) -> dict[str, Any]:
         """What is written beside the content: where it comes from and under which licence."""

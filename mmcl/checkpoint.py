@@ -39,6 +39,7 @@ class Progress:
         task_steps: the task's budget in steps, fixed when it began.
         positions: samples drawn from each source of the task when the segment began.
         shares: shares of the strategies' sources in this segment.
+        readers: processes, and workers of each, that the task's streams are read by; empty without streams.
         metrics_offset: length of metrics.jsonl in bytes.
     """
 
@@ -52,6 +53,7 @@ class Progress:
     train_seconds: float = 0.0
     positions: dict[str, int] = field(default_factory=dict)
     shares: dict[str, float | None] = field(default_factory=dict)
+    readers: list[int] = field(default_factory=list)
     metrics_offset: int = 0
 
 

@@ -147,9 +147,12 @@ class MmclCLI(LightningCLI):
         config: Namespace = self.config[self.subcommand]
         dumped = self._parser(self.subcommand).dump(config, skip_link_targets=False, skip_unset=False)
         self.typed: dict[str, Any] = yaml.safe_load(dumped)
-        arguments = config.data.stream.get("init_args", {}) if config.data.stream is not None else {}
-        if "seed" in arguments and arguments["seed"] is None:
-            arguments["seed"] = config.seed_everything
+        stream = config.data.stream
+        while stream is not None:  # a stream may be made of another one
+            arguments = stream.get("init_args") or {}
+            if "seed" in arguments and arguments["seed"] is None:
+                arguments["seed"] = config.seed_everything
+            stream = arguments.get("stream")
 
     def runner(self) -> Runner:
         """The runner of this command's configuration."""
@@ -194,13 +197,22 @@ class MmclCLI(LightningCLI):
             return
         path = runner.resolve(ckpt_path or "last")
         out = runner.folder.path / f"{stage}-{path.stem}.json"
+        adapted = next((s.name for s in runner.composition.adapters()), "") if "source" in cells else ""
         scores = {name or "default": {c.evalset: _cell(c) for c in row} for name, row in cells.items()}
         text = json.dumps(
-            {"format": "mmcl.scores/1", "checkpoint": str(path), "stage": stage, "scores": scores}, indent=1
+            {
+                "format": "mmcl.scores/1",
+                "checkpoint": str(path),
+                "stage": stage,
+                **({"adapted_by": adapted} if adapted else {}),
+                "scores": scores,
+            },
+            indent=1,
         )
         out.write_text(text + "\n", encoding="utf-8")
         for name, row in cells.items():
-            print(f"{path.stem}{f' [{name}]' if name else ''}")
+            shown = name or adapted
+            print(f"{path.stem}{f' [{shown}]' if shown else ''}")
             for cell in row:
                 print(f"  {cell.evalset:<28} {cell.result.value:.6f}  n={cell.result.count}")
         print(out)

@@ -75,6 +75,7 @@ class Composition:
         self._lists = {hook: overriders(self.strategies, hook) for hook in hooks.split()}
         gradients = [s for s in self.strategies if overrides(s, "on_gradients")]
         self._lists["on_gradients"] = sorted(gradients, key=lambda s: PHASES.index(s.gradients or "observe"))
+        self.adapter: Strategy | None = None  # the one that adapts in the test at hand
         self._lists["eval_weights"] = [s for s in self.strategies if overrides(s, "eval_weights")]
 
     def of(self, hook: str) -> list[Strategy]:
@@ -82,10 +83,15 @@ class Composition:
         return self._lists[hook]
 
     def forward(self, bare: Forward, batch: Batch, context: StepContext) -> Outputs:
-        """The onion of `wrap_forward` around the module, the first strategy outermost."""
+        """The onion of `wrap_forward` around the module, the first strategy outermost.
+
+        A strategy that adapts at test takes part only while it does.
+        """
         # No function here refers to itself: such a cycle would keep a step's outputs until the garbage collector runs.
         call = bare
         for strategy in reversed(self._lists["wrap_forward"]):
+            if strategy.adapts_at_test and strategy is not self.adapter:
+                continue
             call = partial(_wrapped, strategy, call, context)
         return call(batch)
 
@@ -96,6 +102,10 @@ class Composition:
             for strategy in self._lists["eval_weights"]:
                 stack.enter_context(strategy.eval_weights(variant if variant in strategy.variants else ""))
             yield
+
+    def adapters(self) -> list[Strategy]:
+        """The strategies that adapt at test."""
+        return [s for s in self.strategies if s.adapts_at_test]
 
     def variants(self) -> list[str]:
         """All named evaluation weights beside the default."""

@@ -13,7 +13,8 @@ def list_assets() -> None:
     print(f"{'name':<{name}}  {'MB':>5}  here  {'licence':<{licence}}  content")
     for asset in known:
         state = "yes" if assets.here(asset) else "no"
-        print(f"{asset.name:<{name}}  {asset.megabytes:>5.1f}  {state:<4}  {asset.licence:<{licence}}  {asset.title}")
+        title = f"{asset.title}; for {asset.use}" if asset.use else asset.title
+        print(f"{asset.name:<{name}}  {asset.megabytes:>5.1f}  {state:<4}  {asset.licence:<{licence}}  {title}")
 
 
 def get_assets(names: list[str]) -> None:

@@ -30,7 +30,7 @@ def dry_run(runner: Runner) -> str:
     total = 0
     for i, task in enumerate(stream.tasks, 1):
         plan = data.plan(task, task.mix)
-        own = sum(data.count(s) for s in task.train)
+        own = "a stream of" if task.is_stream else sum(data.count(s) for s in task.train)
         total += plan.steps
         lines.append(f"  task {i} {task.name}: {own} samples, {task.budget}, {plan.steps} steps of {data.batch_size}")
     for evalset in stream.evals:

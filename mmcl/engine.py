@@ -16,15 +16,22 @@ from torch.optim import Optimizer
 from mmcl import distributed, seeds
 from mmcl.compose import Composition
 from mmcl.errors import RunError
-from mmcl.outputs import Batch, Outputs, move
+from mmcl.outputs import ANSWERS, ATTACHED, Batch, Forward, Outputs, move
 from mmcl.strategy import ParameterGroup, Stage
-from mmcl.stream import Task
+from mmcl.stream import Source, Task
 
 
 class Context:
     """`mmcl.strategy.StepContext` of one forward or one training step."""
 
-    def __init__(self, engine: Engine, stage: Stage, batch: Batch, side: Mapping[str, Batch] | None = None) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        stage: Stage,
+        batch: Batch,
+        side: Mapping[str, Batch] | None = None,
+        source: Source | None = None,
+    ) -> None:
         self._engine = engine
         self.stage = stage
         self.task = engine.task
@@ -33,10 +40,11 @@ class Context:
         self.task_steps = engine.task_steps
         self.batch = batch
         self.side = side or {}
+        self.source = source
         self.outputs: Outputs
         self.lr = engine.lr
         self.grads: Mapping[str, Tensor] = {}
-        self._outputs: dict[tuple[int, bool], Outputs] = {}
+        self._outputs: dict[tuple[int, bool, bool, bool], Outputs] = {}
         self._teachers: dict[tuple[str, int], Outputs] = {}
         self._seen: list[Batch] = []  # a batch that lives as long as the cache keeps its id to itself
 
@@ -45,11 +53,16 @@ class Context:
         return seeds.generator(self._engine.seed, "step", self._engine.task_index, self.task_step)
 
     def forward(self, batch: Batch, bare: bool = False) -> Outputs:
-        key = (id(batch), bare)
+        module = self._engine.module
+        key = (id(batch), bare, torch.is_grad_enabled(), module.network.training)
         if key not in self._outputs:
-            module = self._engine.module
+            if ANSWERS in batch:
+                module = _answered(module)
             self._seen.append(batch)
-            self._outputs[key] = module(batch) if bare else self._engine.composition.forward(module, batch, self)
+            if bare:
+                self._outputs[key] = module({k: v for k, v in batch.items() if k != ATTACHED})
+            else:
+                self._outputs[key] = self._engine.composition.forward(module, batch, self)
         return self._outputs[key]
 
     def teacher(self, snapshot: str, batch: Batch) -> Outputs:
@@ -88,15 +101,22 @@ class Context:
 
 
 class Encoder:
-    """`mmcl.metrics.probes.Encode`: the network as probes see it."""
+    """`mmcl.metrics.probes.Encode`: the network as probes see it; with gradients where a batch may adapt it."""
 
     def __init__(self, engine: Engine, stage: Stage) -> None:
         self._engine, self._stage = engine, stage
+        self.source: Source | None = None
+
+    def placed(self, batch: Batch) -> Batch:
+        """A batch where the network is."""
+        moved: Batch = move(batch, self._engine.place)
+        return moved
 
     def __call__(self, batch: Batch) -> Outputs:
-        batch = move(batch, self._engine.place)
-        with torch.no_grad():
-            return Context(self._engine, self._stage, batch).forward(self._engine.convert(batch))
+        batch = self.placed(batch)
+        with torch.set_grad_enabled(ANSWERS in batch and self._engine.composition.adapter is not None):
+            context = Context(self._engine, self._stage, batch, source=self.source)
+            return context.forward(self._engine.convert(batch))
 
     def generate(self, batch: Batch, **options: Any) -> Outputs:
         batch = move(batch, self._engine.place)
@@ -155,6 +175,7 @@ class Engine(pl.LightningModule):
         self.seed = seed
         self.task: Task | None = None
         self.task_index = -1
+        self.tasks_so_far: list[Task] = []
         self.title = ""
         self.task_steps = 0
         self.step = 0
@@ -185,10 +206,14 @@ class Engine(pl.LightningModule):
 
     def configure_optimizers(self) -> Optimizer:
         groups: list[ParameterGroup] = self.module.parameter_groups()
+        named = all("param_names" in group for group in groups)  # torch wants names in all groups or in none
         for name, strategy in self.strategies.items():
-            own = [p for p in strategy.parameters() if p.requires_grad]
+            own = {n: p for n, p in strategy.named_parameters() if p.requires_grad}
             if own:
-                groups.append({"params": own, "name": name, "lr_scale": 1.0, "weight_decay": 0.0})
+                names = {"param_names": [f"strategies.{name}.{n}" for n in own]} if named else {}
+                groups.append(
+                    {"params": list(own.values()), **names, "name": name, "lr_scale": 1.0, "weight_decay": 0.0}
+                )
         build = self.module.build_optimizer
         for strategy in reversed(self.composition.of("wrap_optimizer")):
             build = _nested(strategy, build)
@@ -326,6 +351,18 @@ class Engine(pl.LightningModule):
         finally:
             for module, mode in modes.items():
                 module.training = mode
+
+
+def _answered(module: Forward) -> Forward:
+    """The module, with the answers of a batch in place of its logits where the batch says how they are made."""
+
+    def call(batch: Batch) -> Outputs:
+        outputs = module(batch)
+        if ANSWERS in batch:
+            outputs.logits = batch[ANSWERS].answers(outputs)
+        return outputs
+
+    return call
 
 
 def _nested(strategy: Any, inner: Callable[[list[ParameterGroup]], Optimizer]) -> Callable[..., Optimizer]:

@@ -60,11 +60,13 @@ def evaluate(
                 for probe in probes:
                     probe.start(encode)
                 looks = any(probe.looks for probe in probes)
+                encode.source = group[0].source
                 for batch in data.eval_loader(group[0].source, limit=limit):
                     batch = move(batch, device)
                     outputs = encode(batch) if looks else Outputs()
                     for probe in probes:
                         probe.update(batch, outputs)
+                encode.source = None
                 results = [p.compute(distributed.total, distributed.gather) for p in probes]
             seconds = (time.perf_counter() - began) / len(group)
             for evalset, result in zip(group, results, strict=True):

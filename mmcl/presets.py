@@ -85,6 +85,9 @@ def _full(kind: str, value: Any) -> Any:
         value["class_path"] = plugins.class_path(kind, value["class_path"])
         if kind == "strategies":
             _expand_arguments(value.get("init_args"))
+        inner = value.get("init_args")
+        if kind == "benchmarks" and isinstance(inner, dict) and "stream" in inner:  # a stream made of another one
+            inner["stream"] = _full(kind, inner["stream"])
     elif kind == "benchmarks" and isinstance(value, dict) and "class_path" not in value and "init_args" not in value:
         return {"class_path": "mmcl.stream.Stream", "init_args": value}
     return value

@@ -43,6 +43,7 @@ class RunReach:
         self.stream: Stream = data.stream
         self.task: Task | None = None
         self.seed = seed
+        self.convert: Callable[[Batch], Batch] = lambda batch: batch
         self._folder = folder
         self._declared = declared
         self._snapshots: dict[str, Weights] = {}
@@ -82,7 +83,7 @@ class RunReach:
     def samples(self, source: Source) -> Iterator[Batch]:
         """A source in fixed order without augmentation, every sample once over all ranks, on the device."""
         for batch in self.data.eval_loader(source):
-            yield move(batch, self.device)
+            yield self.convert(move(batch, self.device))
 
     def task_samples(self, task: Task) -> TaskSamples:
         """Keys and labels of a task's own samples, out of the index alone."""

@@ -164,3 +164,52 @@ class ReplayBuffer:
         """Take back what `state` gave."""
         self.kept = {task: [Kept(*sample) for sample in kept] for task, kept in state["kept"].items()}
         self.seen = dict(state["seen"])
+
+
+@dataclass
+class TaskMemories:
+    """A memory of its own for each task, which does not change once the task has ended.
+
+    Args:
+        size: samples of each.
+        rule: how they are chosen: ``reservoir`` or ``class_balanced``, see `ReplayBuffer`.
+        seed: of the hashes.
+
+    Attributes:
+        of: task -> its memory, in the order in which the tasks ended.
+
+    Raises:
+        ConfigError: a rule that needs features, or a size below 1.
+    """
+
+    size: int
+    rule: Rule = "reservoir"
+    seed: int = 0
+    of: dict[str, ReplayBuffer] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if ReplayBuffer(self.size, self.rule).needs_features:
+            raise ConfigError(f"replay: rule {self.rule} needs features; take reservoir or class_balanced")
+
+    def add(self, task: str, samples: TaskSamples) -> None:
+        """Take in a task that has ended."""
+        memory = ReplayBuffer(self.size, self.rule, self.seed)
+        memory.add(task, samples)
+        self.of[task] = memory
+
+    def source(self, tasks: Sequence[Task], name: str, **changes: Any) -> Source | None:
+        """One source with the memories of `tasks`, one task after another; None where there are none."""
+        whole = ReplayBuffer(self.size, self.rule, self.seed)
+        for memory in self.of.values():
+            whole.kept.update(memory.kept)
+        return whole.source(tasks, name, **changes)
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint keeps: lists and numbers."""
+        return {task: memory.state() for task, memory in self.of.items()}
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        """Take back what `state` gave."""
+        self.of = {task: ReplayBuffer(self.size, self.rule, self.seed) for task in state}
+        for task, memory in self.of.items():
+            memory.load(state[task])

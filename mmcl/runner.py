@@ -98,6 +98,8 @@ class Runner(Training):
     def _resume(self, path: Path, content: Mapping[str, Any]) -> None:
         progress = checkpoint.progress_of(content)
         self.load(content, path)
+        if progress.phase == "started":
+            self._check_readers()
         self.metrics = MetricsLog(self.folder.metrics, progress.metrics_offset, self.is_main)
         rows = progress.task + 2 if progress.phase == "evaluated" else max(progress.task, 0) + 1
         self.record.resume(rows, progress.task, progress.segment)
@@ -122,6 +124,7 @@ class Runner(Training):
                 task_steps=0,
                 train_seconds=0.0,
                 positions={},
+                readers=[],
             )
             self._enter(task)
             self._hook("on_task_start", task)

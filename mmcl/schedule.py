@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 from mmcl.errors import ConfigError
 from mmcl.functional.schedules import constant, infinite, rewarm, rsqrt_cooldown, warmup_cosine
@@ -141,6 +142,44 @@ class RsqrtCooldown(Schedule):
 def _steps_up(phase: float, steps: int) -> int:
     """`_steps`, where a fraction is rounded up."""
     return math.ceil(phase * steps - 1e-9) if phase < 1 else int(phase)
+
+
+class Linear(Schedule):
+    """A straight line over a task's steps.
+
+    Args:
+        start: factor at the first step.
+        end: factor at the last step.
+    """
+
+    def __init__(self, start: float = 1.0, end: float = 0.0) -> None:
+        self.start = start
+        self.end = end
+
+    def __call__(self, step: int, steps: int) -> float:
+        return self.start + (self.end - self.start) * min(step / max(steps - 1, 1), 1.0)
+
+
+class Piecewise(Schedule):
+    """Factors that hold from a step on, until the next one.
+
+    Args:
+        factors: step -> factor. A step below 1 is a fraction of the task's steps; the first one is 0.
+
+    Raises:
+        ConfigError: none holds at step 0.
+    """
+
+    def __init__(self, factors: Mapping[float, float]) -> None:
+        if 0 not in factors:
+            raise ConfigError(
+                f"Piecewise: factors begin at step {min(factors, default=None)}; say what holds from 0 on"
+            )
+        self.factors = dict(factors)
+
+    def __call__(self, step: int, steps: int) -> float:
+        begun = {_steps(begin, steps): factor for begin, factor in sorted(self.factors.items())}
+        return begun[max(begin for begin in begun if begin <= step)]
 
 
 def _steps(phase: float, steps: int) -> int:

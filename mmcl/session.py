@@ -6,13 +6,13 @@ import logging
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
 
-from mmcl import checkpoint, distributed, seeds
+from mmcl import checkpoint, distributed, seeds, weights
 from mmcl import trainer as lightning
 from mmcl.checkpoint import Progress
 from mmcl.compose import Composition, check, expand
@@ -26,9 +26,13 @@ from mmcl.reach import RunReach
 from mmcl.record import Record, describe, now, versions
 from mmcl.run_folder import RunFolder, digest
 from mmcl.strategy import Stage, Strategy
-from mmcl.stream import Task
+from mmcl.stream import Source, Task
+from mmcl.test_time import check_sets, measure_in_order
 
 logger = logging.getLogger("mmcl")
+
+SOURCE = "source"
+"""Variant of a test in which strategies adapt: the model as it was trained."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +60,32 @@ class RunOptions:
     command: str = ""
     config: str | None = None
     identity: Mapping[str, Any] | None = None
+
+
+def sources_at(sources: Sequence[Source], step: int, steps: int) -> list[Source]:
+    """Sources with the shares that they have from a step of a task on; those with a share of 0 are left out.
+
+    Args:
+        sources: of the task and of strategies.
+        step: where a segment begins, counted from the task's start.
+        steps: steps of the task.
+
+    Raises:
+        ConfigError: a schedule takes a share outside [0, 1].
+    """
+    found = []
+    for source in sources:
+        if source.share_schedule is None or source.share is None:
+            found.append(source)
+            continue
+        share = source.share * source.share_schedule(step, steps)
+        if not 0.0 <= share <= 1.0:
+            raise ConfigError(
+                f"source '{source.name}': its schedule makes the share {share:g} at step {step}; it must be in [0, 1]"
+            )
+        if share:
+            found.append(replace(source, share=share, share_schedule=None))
+    return found
 
 
 class Session:
@@ -90,7 +120,7 @@ class Session:
         self.reach.evaluating = self._evaluating
         self.reach.parameters = self.engine.parameters
         self.engine.find_teacher = self.reach.teacher
-        self.engine.convert = trainer.precision_plugin.convert_input
+        self.engine.convert = self.reach.convert = trainer.precision_plugin.convert_input
         self.engine.wants_stop = lambda: self.flag.signum != 0
         for strategy in self.composition.strategies:
             strategy.attach_reach(self.reach)
@@ -121,7 +151,19 @@ class Session:
         )
         self.data.check()
         for task in self.stream.tasks:
-            self.data.plan(task, task.mix)
+            self._check_shares(task)
+
+    def _check_shares(self, task: Task) -> None:
+        """Refuse shares that cannot be in some segment of a task."""
+        steps = self.data.plan(task, task.mix).steps
+        scheduled = [source for source in task.mix if source.share_schedule is not None]
+        if scheduled and task.budget.epochs is not None:
+            raise ConfigError(
+                f"task '{task.name}': the share of source '{scheduled[0].name}' changes, so a budget in epochs says "
+                "nothing; give steps or samples"
+            )
+        for begin in range(0, steps, task.segment or steps) if scheduled else ():
+            self.data.plan(task, sources_at(task.mix, begin, steps))
 
     @property
     def is_main(self) -> bool:
@@ -172,13 +214,14 @@ class Session:
             "budget": str(task.budget),
             "steps": plan.steps,
             "samples": plan.steps * self.data.batch_size,
-            "own_samples": sum(self.data.count(s) for s in task.train),
+            "own_samples": None if task.is_stream else sum(self.data.count(s) for s in task.train),
         }
 
     def _enter(self, task: Task) -> None:
         """Structure and meaning of a task; replayed for the tasks so far when a run is resumed."""
         self.engine.task = self.reach.task = task
         self.engine.task_index = self.stream.position(task)
+        self.engine.tasks_so_far = list(self.stream.tasks[: self.engine.task_index + 1])
         seeds.reseed(self.options.seed, "grow", self.engine.task_index)
         self.module.grow(task)
         for strategy in self.composition.of("grow"):
@@ -199,7 +242,7 @@ class Session:
 
         def run(augment: bool = False, batch_size: int | None = None, limit: int | None = None) -> Iterator[Batch]:
             for batch in self.data.pass_loader(task, augment=augment, batch_size=batch_size, limit=limit):
-                yield move(batch, device)
+                yield self.engine.convert(move(batch, device))
 
         return run
 
@@ -237,6 +280,8 @@ class Session:
             raise ConfigError(f"{path} was trained with strategy '{name}', which this configuration lacks")
         for strategy in self.composition.strategies:
             if strategy.name not in content["strategies"]:
+                if strategy.adapts_at_test and not strategy.state_dict() and not strategy.export_state():
+                    continue  # what keeps nothing of the training may come for the test alone
                 known = ", ".join(content["strategies"]) or "none"
                 raise ConfigError(f"{path} has no state of strategy '{strategy.name}' (it has: {known})")
             saved = content["strategies"][strategy.name]
@@ -259,15 +304,21 @@ class Session:
             raise ConfigError(f"--init_from {where}: {path} does not exist")
         try:
             safe = path.suffix == ".safetensors"
-            weights = checkpoint.load_weights(path) if safe else checkpoint.load(path)["network"]
+            found = checkpoint.load_weights(path) if safe else checkpoint.load(path)["network"]
         except RunError as error:
             raise ConfigError(f"--init_from {where}: {error}") from error
-        checkpoint.load_state(self.module.network, weights, "weight", path)
+        if any(weights.canonical(name) != name for name in found):
+            hint = "fold them in: `mmcl export RUN --to FOLDER --format safetensors`, then FOLDER/model.safetensors"
+            raise ConfigError(f"--init_from {where}: {path} holds adapters beside the weights; {hint}")
+        checkpoint.load_state(self.module.network, found, "weight", path)
 
     # -- test --------------------------------------------------------------------------------------------------------
 
     def test(self, ckpt_path: str, stage: Stage = "test", variants: bool = True) -> dict[str, list[Cell]]:
         """Measure a checkpoint of this run: ``last``, ``task-K`` or a path.
+
+        Strategies that adapt at test do so one by one, each from the trained weights: the first one's scores are the
+        default, the others' stand under their names, and ``source`` is the model unadapted.
 
         Returns:
             Variant of the evaluation weights (``""`` is the default one) -> cells.
@@ -281,8 +332,22 @@ class Session:
         content = checkpoint.load(path)
         self.set_up()
         self.load(content, path)
-        names = ["", *(self.composition.variants() if variants else [])]
-        return {name: self._measure(stage, name) for name in names}
+        adapters = self.composition.adapters() if stage == "test" and variants else []
+        names = [*([] if adapters else [""]), *(self.composition.variants() if variants else [])]
+        return {**self._adapted(adapters), **{name: self._measure(stage, name) for name in names}}
+
+    def _adapted(self, adapters: Sequence[Strategy]) -> dict[str, list[Cell]]:
+        if not adapters:
+            return {}
+        check_sets(self.stream.evals, self.module)
+        rows = {SOURCE: None, **{strategy.name: strategy for strategy in adapters}}
+        found = {}
+        for name, adapter in rows.items():
+            with lightning.precision(self.trainer):
+                cells = measure_in_order(self.engine, self.data, self.stream.evals, adapter, self._stop_if_asked)
+            found[name] = cells
+        first = adapters[0].name
+        return {"": found.pop(first), **found}
 
     def resolve(self, ckpt_path: str) -> Path:
         """The file behind ``last``, ``task-K`` or a path.

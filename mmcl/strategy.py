@@ -5,105 +5,55 @@ below in the order in which they fire:
 
     setup -> for each task: grow -> on_task_start -> [sources -> each step: wrap_forward -> losses -> on_gradients
     -> on_step_end] -> on_task_end -> eval_weights around the evaluation -> on_scores
+
+and in `mmcl test`, where a strategy adapts: on_evalset_start -> wrap_forward for each batch of the set
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from mmcl.contract import BuildOptimizer, DataPass, Distillable, ModuleContract, ParameterGroup
 from mmcl.errors import ConfigError
-from mmcl.outputs import Batch, Forward, Objective, Outputs, Packing, Recorded, Site, Weights
-from mmcl.schedule import Schedule
+from mmcl.outputs import Batch, Forward, Outputs, Recorded, SourcePass, Weights
 
 if TYPE_CHECKING:
-    from mmcl.stream import Source, Stream, Task, TaskSamples
+    from mmcl.stream import EvalSet, Source, Stream, Task, TaskSamples
+
+__all__ = [
+    "CLAIMS",
+    "PHASES",
+    "BuildOptimizer",
+    "Claim",
+    "DataPass",
+    "Distillable",
+    "ModuleContract",
+    "ParameterGroup",
+    "Phase",
+    "Reach",
+    "SourcePass",
+    "Stage",
+    "StepContext",
+    "Strategy",
+    "overriders",
+    "overrides",
+]
 
 Claim = Literal["eval_weights", "start_weights", "optimizer", "prefix", "prompts", "adapters", "classifier"]
 Phase = Literal["observe", "add", "project", "mask"]
-Distillable = Literal["similarities", "logits", "tokens", "features"]
 Stage = Literal["fit", "validate", "test", "predict"]
-ParameterGroup = dict[str, Any]
-BuildOptimizer = Callable[[list[ParameterGroup]], Optimizer]
 
 CLAIMS: frozenset[str] = frozenset(
     {"eval_weights", "start_weights", "optimizer", "prefix", "prompts", "adapters", "classifier"}
 )
 PHASES: tuple[Phase, ...] = ("observe", "add", "project", "mask")
-
-
-class ModuleContract(Protocol):
-    """What strategies, metrics and the runner may ask of a module; none of them asks which modality it is.
-
-    Attributes:
-        network: the one `nn.Module` that is trained, averaged, snapshotted, copied as a teacher and exported.
-        objective: the task's own loss.
-        provides: output names (``features``, ``logits``, ``tokens``, ``logit_scale``, ``features.image``, ...), site
-            kinds (``sites.linear``, ...) and the kind of its head (``head.linear``, ``head.cosine``).
-        classifier: the layer of `network` that makes `logits` over classes out of one vector of features, or None.
-        probes: kinds of evaluation that it can do.
-        distillable: which of its outputs a teacher can hold a student to, the usual one first: ``similarities`` of the
-            features in `pair`, ``logits`` over classes, tokens or frames, ``tokens`` (vectors of tokens or frames),
-            ``features``.
-        fresh_head: whether the columns of ``logits`` are learned in the stream alone, so that the initial model's say
-            nothing.
-        pair: names of the two features that a contrastive module compares, the text's second; None elsewhere.
-        paddings: batch keys of rows of different lengths, and what fills them up.
-        packing: how documents become samples; None where a sample of the shards is one of the module's.
-        sample_tokens: tokens of one sample, where that is fixed.
-        target_bytes: whether batches say how many bytes of text each target stands for (``target_bytes``).
-        formats: what `export` writes, the peer library's own form first.
-        lr: the learning rate before schedule and task have scaled it.
-        schedule: factor on it over a task's steps.
-    """
-
-    network: nn.Module
-    classifier: nn.Module | None
-    objective: Objective
-    provides: frozenset[str]
-    probes: frozenset[str]
-    distillable: tuple[Distillable, ...]
-    fresh_head: bool
-    pair: tuple[str, str] | None
-    paddings: Mapping[str, float]
-    packing: Packing | None
-    sample_tokens: int | None
-    target_bytes: bool
-    formats: tuple[str, ...]
-    lr: float
-    schedule: Schedule
-
-    def __call__(self, batch: Batch) -> Outputs: ...
-    def compute(self, network: nn.Module, batch: Batch) -> Outputs: ...
-    def generate(self, batch: Batch, **options: Any) -> Outputs: ...
-    def check_generation(self, options: Mapping[str, Any]) -> None: ...
-    def loss(self, outputs: Outputs, batch: Batch) -> dict[str, Tensor]: ...
-    def build_network(self) -> nn.Module: ...
-    def transform(self, sample: dict[str, Any], augment: bool) -> dict[str, Any]: ...
-    def collate(self, samples: Sequence[dict[str, Any]]) -> Batch: ...
-    def tokenize(self, texts: Sequence[str]) -> Tensor: ...
-    def sites(self, kind: str) -> list[Site]: ...
-    def check(self, stream: Stream) -> None: ...
-    def grow(self, task: Task) -> None: ...
-    def export(self, folder: Path, format: str) -> None: ...
-    def after_step(self) -> None: ...
-    def parameter_groups(self) -> list[ParameterGroup]: ...
-    def build_optimizer(self, groups: list[ParameterGroup]) -> Optimizer: ...
-
-
-class DataPass(Protocol):
-    """A finite pass over the task's own training data in fixed order, every sample once over all ranks."""
-
-    def __call__(
-        self, augment: bool = False, batch_size: int | None = None, limit: int | None = None
-    ) -> Iterator[Batch]: ...
 
 
 class StepContext(Protocol):
@@ -120,6 +70,8 @@ class StepContext(Protocol):
         outputs: the network's outputs for `batch`.
         lr: learning rate of the first group.
         grads: name -> gradient (canonical names), in `on_gradients` only.
+        source: the source that an evaluation reads, which gives its samples in the same batches every time; None in
+            fit and elsewhere.
         generator: random numbers equal on all ranks, a function of (seed, task, step).
     """
 
@@ -133,12 +85,16 @@ class StepContext(Protocol):
     outputs: Outputs
     lr: float
     grads: Mapping[str, Tensor]
+    source: Source | None
 
     @property
     def generator(self) -> torch.Generator: ...
 
     def forward(self, batch: Batch, bare: bool = False) -> Outputs:
-        """Outputs of the live network, computed once a step for each batch; `bare` skips the strategies' wraps."""
+        """Outputs of the live network, computed once a step for each batch; `bare` skips the strategies' wraps.
+
+        What was computed without gradients, or in eval mode, is kept apart from what was computed with them.
+        """
 
     def teacher(self, snapshot: str, batch: Batch) -> Outputs:
         """Outputs of the frozen network that holds a snapshot, without gradients, once a step for each batch."""
@@ -209,7 +165,7 @@ class Strategy(Recorded, nn.Module):
     variants: tuple[str, ...] = ()
     """Named evaluation weights beside the default one, for `test` and export."""
     adapts_at_test: ClassVar[bool] = False
-    """Whether it adapts while it is tested."""
+    """Whether it adapts while it is tested: its `wrap_forward` is called in `mmcl test` alone, with gradients on."""
     unsupported: frozenset[str] = frozenset()
     """What it cannot do: ``fsdp``, ``accumulation``."""
 
@@ -370,6 +326,15 @@ class Strategy(Recorded, nn.Module):
     def eval_weights(self, variant: str = "") -> AbstractContextManager[None]:
         """Around evaluation and export: averaged, interpolated or merged weights, in place and restored exactly."""
         return nullcontext()
+
+    def on_evalset_start(self, evalset: EvalSet, position: int, source: SourcePass) -> None:
+        """In `mmcl test`, if it adapts: before each evaluation set that it may adapt on, in their order.
+
+        Args:
+            evalset: what is measured next.
+            position: 0 at the start, with the trained weights in place; later ones find what the last set left.
+            source: passes over the tasks' own data.
+        """
 
     def on_scores(self, scores: Mapping[str, float], context: StepContext | None) -> None:
         """After an evaluation, also the one before the first task: mixture weights, guards. `context` is None."""

@@ -39,6 +39,10 @@ class Source:
         ordered: take the samples in the order of the shards instead of shuffled (task-free streams).
         task: the task of the stream whose data these are, where another one trains on them: rows keep its ``domain``,
             and with it their labels and their language. None: the task at hand.
+        stream: read the shards from their beginnings to their ends, over and over, and make no index. For training
+            alone, and for shards that cannot be indexed; those that begin with ``pipe:`` are read so in any case.
+        share_schedule: factor on `share` over the steps of the task that trains on it; it is asked when a segment
+            begins, and 0 leaves the source out of the segment.
     """
 
     shards: Sequence[str]
@@ -52,6 +56,8 @@ class Source:
     labels: Mapping[int, int] | None = None
     ordered: bool = False
     task: str | None = None
+    stream: bool = False
+    share_schedule: Schedule | None = None
 
     def __post_init__(self) -> None:
         if isinstance(self.shards, str) or not self.shards:
@@ -64,6 +70,15 @@ class Source:
             raise ConfigError(
                 f"source '{self.name}': a side source has a batch of its own; give `batch_size`, not `share`"
             )
+        if self.share_schedule is not None and self.share is None:
+            raise ConfigError(f"source '{self.name}': `share_schedule` is a factor on `share`; give a share too")
+        if self.is_stream and self.keys is not None:
+            raise ConfigError(f"source '{self.name}': `keys` are found in an index, and a stream has none")
+
+    @property
+    def is_stream(self) -> bool:
+        """Whether it is read as a stream, without an index."""
+        return self.stream or any(shard.startswith("pipe:") for shard in self.shards)
 
     @property
     def all(self) -> tuple[Source, ...]:
@@ -189,8 +204,17 @@ class Task:
             raise ConfigError(f"task '{self.name}': each source of `mix` needs a `share` of the batch")
         if self.segment is not None and self.segment < 1:
             raise ConfigError(f"task '{self.name}': segment {self.segment} is not a positive number of steps")
+        if self.segment is None and any(s.share_schedule is not None for s in self.mix):
+            raise ConfigError(
+                f"task '{self.name}': shares that follow a schedule change at segments; give it `segment`"
+            )
         object.__setattr__(self, "class_names", _names(f"task '{self.name}'", self.class_names))
         _check_templates(f"task '{self.name}'", self.templates)
+
+    @property
+    def is_stream(self) -> bool:
+        """Whether its own data are read as a stream, without an index and of unknown size."""
+        return any(source.is_stream for source in self.train)
 
 
 class TaskSamples(NamedTuple):
@@ -236,6 +260,11 @@ class EvalSet:
     def __post_init__(self) -> None:
         if self.subset is not None and self.subset < 1:
             raise ConfigError(f"evaluation set '{self.name}': subset {self.subset} is not a positive number of samples")
+        if self.source.is_stream:
+            raise ConfigError(
+                f"evaluation set '{self.name}': its source is a stream, and an evaluation needs an index to use every "
+                "sample once; fetch the shards"
+            )
         object.__setattr__(self, "class_names", _names(f"evaluation set '{self.name}'", self.class_names))
         _check_templates(f"evaluation set '{self.name}'", self.templates)
 

@@ -15,12 +15,12 @@ from torch.optim import Optimizer
 from mmcl import checkpoint, distributed
 from mmcl import trainer as lightning
 from mmcl.engine import Engine
-from mmcl.errors import RunError
+from mmcl.errors import ConfigError, RunError
 from mmcl.evaluate import Cell
 from mmcl.interrupt import Interrupted
 from mmcl.outputs import Batch
 from mmcl.run_folder import MetricsLog
-from mmcl.session import RunOptions, Session
+from mmcl.session import RunOptions, Session, sources_at
 from mmcl.strategy import Strategy
 from mmcl.stream import Source, Task
 
@@ -66,15 +66,44 @@ class Training(Session):
         return self._seconds_before + time.perf_counter() - self._began
 
     def _sources(self, task: Task) -> list[Source]:
-        return [*task.mix, *(s for strategy in self.composition.of("sources") for s in strategy.sources(task))]
+        sources = [*task.mix, *(s for strategy in self.composition.of("sources") for s in strategy.sources(task))]
+        if task.segment is None and any(s.share_schedule is not None for s in sources):
+            raise ConfigError(
+                f"task '{task.name}': shares that follow a schedule change at segments; give it `segment`"
+            )
+        return sources
 
     def _segment_sources(self, task: Task) -> list[Source]:
         """What strategies ask for; in the middle of a segment with the shares that it began with."""
-        sources = self._sources(task)
+        total = self.progress.task_steps
+        sources = sources_at(self._sources(task), self.progress.segment * (task.segment or total), total)
         if self.progress.segment_step:
             return [replace(s, share=self.progress.shares.get(s.name, s.share)) for s in sources]
-        self.progress = replace(self.progress, shares={s.name: s.share for s in sources})
+        readers = self._readers(task, sources) or self.progress.readers
+        self.progress = replace(self.progress, shares={s.name: s.share for s in sources}, readers=readers)
         return sources
+
+    def _readers(self, task: Task, sources: Sequence[Source]) -> list[int]:
+        """Processes, and workers of each, that streams are read by; empty where there are none."""
+        if not any(s.is_stream for source in (*task.train, *sources) for s in source.all):
+            return []
+        return [self.trainer.world_size, max(1, self.data.workers)]
+
+    def _check_readers(self) -> None:
+        """Refuse to go on with a stream that other processes and workers have read so far.
+
+        Raises:
+            ConfigError: names both.
+        """
+        before = self.progress.readers
+        now = [self.trainer.world_size, max(1, self.data.workers)] if before else []
+        if before != now:
+            task = self.stream.tasks[self.progress.task]
+            raise ConfigError(
+                f"task '{task.name}': its streams were read by {before[0]} processes with {before[1]} workers each, "
+                f"and now by {now[0]} with {now[1]}; what a stream gives depends on both: go on as it began "
+                "(trainer.devices, data.workers), or begin anew"
+            )
 
     def _train_segment(self, task: Task, sources: Sequence[Source], steps: int) -> None:
         loader = self.data.train_loader(

@@ -7,7 +7,7 @@ know of adapters.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -16,6 +16,15 @@ from torch.nn.utils import parametrize
 
 from mmcl.errors import RunError
 from mmcl.outputs import Weights
+
+
+def canonical(name: str) -> str:
+    """The name that a parameter has without a parametrization.
+
+    >>> canonical("block.attn.parametrizations.in_proj_weight.original")
+    'block.attn.in_proj_weight'
+    """
+    return name.replace("parametrizations.", "").removesuffix(".original")
 
 
 def _entries(network: nn.Module) -> Iterator[tuple[str, nn.Module, str, Tensor]]:
@@ -101,8 +110,13 @@ def grown(live_weights: Weights, older: Mapping[str, Tensor]) -> Weights:
         if old is None:
             continue
         found[name] = live = live.to(torch.promote_types(live.dtype, old.dtype))
-        live[tuple(slice(0, size) for size in old.shape)] = old.to(live.device)
+        leading(live, old.shape).copy_(old)
     return found
+
+
+def leading(tensor: Tensor, shape: Sequence[int]) -> Tensor:
+    """The part of a tensor that was there before it grew to its present shape: a view of its first rows."""
+    return tensor[tuple(slice(0, size) for size in shape)]
 
 
 @torch.no_grad()
@@ -114,6 +128,24 @@ def resize(network: nn.Module, weights: Mapping[str, Tensor]) -> None:
             continue
         fresh = raw.new_empty(old.shape)
         setattr(owner, attribute, nn.Parameter(fresh) if isinstance(raw, nn.Parameter) else fresh)
+
+
+@contextmanager
+def exchanged(network: nn.Module, parameters: Mapping[str, Tensor]) -> Iterator[None]:
+    """Raw parameters by name for a while, by exchanging memory: nothing is copied where the types agree.
+
+    A forward inside sees the others; what was recorded for gradients before or inside must not be differentiated until
+    the network has its own again.
+    """
+    own = {name: parameter for name, parameter in network.named_parameters() if name in parameters}
+    kept = {name: parameter.data for name, parameter in own.items()}
+    try:
+        for name, parameter in own.items():
+            parameter.data = parameters[name].to(parameter.dtype)
+        yield
+    finally:
+        for name, parameter in own.items():
+            parameter.data = kept[name]
 
 
 @contextmanager

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from typing import ClassVar
 
 import torch
 
 from mmcl.errors import ConfigError, RunError
 from mmcl.functional.regularization import l2_gradients
 from mmcl.strategy import StepContext, Strategy
+from mmcl.weights import leading
 
 
 class WeightConsolidation(Strategy):
@@ -29,27 +31,32 @@ class WeightConsolidation(Strategy):
     """
 
     gradients = "add"
+    anchor: ClassVar[str] = "start"
+    """The snapshot that the weights are pulled to."""
 
     def __init__(self, weight: float = 1.0) -> None:
         super().__init__()
         if not 0 <= weight < math.inf:
-            raise ConfigError(f"WeightConsolidation: weight is {weight}; a weight is 0 or more")
+            raise ConfigError(f"{type(self).__name__}: weight is {weight}; a weight is 0 or more")
         self.weight = weight
-        self.snapshots = frozenset({"start"} if weight else ())
+        self.snapshots = frozenset({self.anchor} if weight else ())
 
     def on_gradients(self, context: StepContext) -> None:
         if not self.weight:
             return
-        start = self.snapshot("start")
+        anchor, live = self.snapshot(self.anchor), self.weights()
         params = {n: p for n, p in self.module.network.named_parameters() if p.requires_grad}
         if not params:
-            raise RunError("WeightConsolidation: no weight of the network trains")
+            raise RunError(f"{type(self).__name__}: no weight of the network trains")
         for name in params:
-            if name not in start:
-                raise RunError(f"WeightConsolidation: '{name}' trains but is no weight of the network (an adapter?)")
-        parts = []
-        for name, part, gradient in l2_gradients(params, {name: start[name] for name in params}):
-            param, gradient = params[name], gradient.mul_(self.weight).to(params[name].dtype)
-            param.grad = gradient if param.grad is None else param.grad.add_(gradient)
+            if name not in live:
+                raise RunError(f"{type(self).__name__}: '{name}' trains but is no weight of the network (an adapter?)")
+        # Rows and tensors that came later have no place to go back to.
+        older = {name: leading(param, anchor[name].shape) for name, param in params.items() if name in anchor}
+        parts = [torch.zeros((), device=next(iter(params.values())).device)]
+        for name, part, gradient in l2_gradients(older, {name: anchor[name] for name in older}):
+            param = params[name]
+            param.grad = torch.zeros_like(param) if param.grad is None else param.grad
+            leading(param.grad, gradient.shape).add_(gradient.mul_(self.weight).to(param.dtype))
             parts.append(part)
         context.log(f"{self.name}/penalty", self.weight * torch.stack(parts).sum())

@@ -23,10 +23,11 @@ HEAVY = {"torch", "lightning", "numpy", "open_clip", "transformers", "jsonargpar
 # Files of the core that are one room together; every other file or folder of `mmcl/` is a room of its own.
 PARTS = {
     "cli": {"cli", "commands", "data_command", "dry_run", "export", "predict", "shards_command", "wording"},
-    "tools": {"archives", "assets", "collate", "distributed", "plugins", "presets", "seeds", "weights"},
+    "tools": {"archives", "assets", "batch_norm", "collate", "distributed", "plugins", "presets", "seeds", "weights"},
+    "strategy": {"contract", "strategy"},
     "runner": {
         *("api", "checkpoint", "compose", "engine", "evaluate", "interrupt", "progress"),
-        *("reach", "record", "run_folder", "runner", "session", "trainer", "training"),
+        *("reach", "record", "run_folder", "runner", "session", "test_time", "trainer", "training"),
     },
 }
 

@@ -158,4 +158,5 @@ ASTERISK = Asset(
         }.items()
     ),
     build=build_asterisk,
+    use="speech recognition and audio-text",
 )

@@ -142,4 +142,5 @@ CLIP_ART = Asset(
         ),
     ),
     build=build_clip_art,
+    use="contrastive training and captioning",
 )

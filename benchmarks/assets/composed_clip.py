@@ -95,4 +95,5 @@ MOBILENET_MINILM = Asset(
     packages=(),
     needs=(VISION, TEXT),
     build=build,
+    use="contrastive training",
 )

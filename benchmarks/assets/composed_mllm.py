@@ -115,4 +115,5 @@ MOBILENET_SMOLLM2 = Asset(
     packages=(),
     needs=(VISION, LANGUAGE),
     build=build,
+    use="picture questions",
 )

@@ -32,20 +32,32 @@ def build_fashion_mnist(unpacked: Mapping[str, Path], out: Path) -> None:
     Raises:
         RunError: a file is not what the package had.
     """
-    from mmcl.datamodules.write import write_shard
-
     folder = only(unpacked["dataset-fashion-mnist"], "usr/share/datasets/fashion-mnist")
     for split, prefix in FILES.items():
         images = _read(only(folder, f"{prefix}-images-idx3-ubyte.gz"), 3)
         labels = _read(only(folder, f"{prefix}-labels-idx1-ubyte.gz"), 1)
         if len(images) != len(labels) or not len(labels) or labels.max() >= len(CLASSES):
             raise RunError(f"Fashion-MNIST {split}: {len(images)} pictures and {len(labels)} labels do not fit")
-        order = list(range(len(labels)))
-        random.Random(split).shuffle(order)
-        for shard, begin in enumerate(range(0, len(order), IN_A_SHARD)):
-            part = order[begin : begin + IN_A_SHARD]
-            write_shard(out / f"{split}-{shard:03d}.tar", _samples(split, part, images, labels))
+        write_grey(out, split, images, labels)
     (out / "classes.txt").write_text("\n".join(CLASSES) + "\n", encoding="utf-8")
+
+
+def write_grey(out: Path, split: str, images: npt.NDArray[np.uint8], labels: npt.NDArray[np.uint8]) -> None:
+    """Write ``SPLIT-NNN.tar`` (png, cls) in a fixed random order.
+
+    Args:
+        out: folder to fill.
+        split: its name, which the keys begin with.
+        images: (N, H, W) grey pictures.
+        labels: (N,) their classes.
+    """
+    from mmcl.datamodules.write import write_shard
+
+    order = list(range(len(labels)))
+    random.Random(split).shuffle(order)
+    for shard, begin in enumerate(range(0, len(order), IN_A_SHARD)):
+        part = order[begin : begin + IN_A_SHARD]
+        write_shard(out / f"{split}-{shard:03d}.tar", _samples(split, part, images, labels))
 
 
 def _samples(
@@ -89,4 +101,5 @@ FASHION_MNIST = Asset(
         ),
     ),
     build=build_fashion_mnist,
+    use="classification",
 )

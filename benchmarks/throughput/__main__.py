@@ -6,7 +6,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from mmcl.benchmarks.throughput import averages, index, kind, merges, reader, startup, step, strategies, zscl
+from mmcl.benchmarks.throughput import averages, index, kind, merges, reader, scale, startup, step, strategies, zscl
 from mmcl.benchmarks.throughput.turns import Plan
 
 MEASUREMENTS = {
@@ -19,6 +19,7 @@ MEASUREMENTS = {
     "startup": startup,
     "reader": reader,
     "index": index,
+    "scale": scale,
 }
 
 

@@ -96,7 +96,7 @@ def _check(readers: Mapping[str, Read]) -> None:
 
 def _readers(folder: Path, size: int, samples: int, batch_size: int) -> dict[str, Read]:
     """Name -> one pass in batches of ``image`` (B, 3, H, W) and ``labels``."""
-    pictures = [_jpeg(size, i) for i in range(min(DIFFERENT, samples))]
+    pictures = [jpeg(size, i) for i in range(min(DIFFERENT, samples))]
     files = [bytes(bytearray(pictures[i % len(pictures)])) for i in range(samples)]  # each in memory of its own
     for i, data in enumerate(files):
         (folder / f"{i:06d}.jpg").write_bytes(data)
@@ -112,7 +112,7 @@ def _readers(folder: Path, size: int, samples: int, batch_size: int) -> dict[str
     }
 
 
-def _jpeg(size: int, seed: int) -> bytes:
+def jpeg(size: int, seed: int) -> bytes:
     """A picture with the spectrum of photographs, 1 / f."""
     random = np.random.default_rng(seed)
     spectrum = np.fft.rfft2(random.standard_normal((3, size, size)))

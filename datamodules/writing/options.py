@@ -77,6 +77,7 @@ class Options:
         split_from: column that holds the name of the split.
         seed: of the split and the order.
         workers: processes that read and encode; 0 does it in this one. It does not change a byte.
+        engine: ``local`` processes, or ``ray``: a Ray cluster, whose machines see the same files. Nor does this.
         max_bad: rows that may be left out.
         licence: of the data, for the manifest.
         origin: where the data come from, for the manifest.
@@ -98,6 +99,7 @@ class Options:
     split_from: str | None = None
     seed: int = 0
     workers: int = 0
+    engine: Literal["local", "ray"] = "local"
     max_bad: int = 0
     licence: str | None = None
     origin: str | None = None
@@ -125,7 +127,15 @@ class Options:
     def identity(self) -> dict[str, Any]:
         """The options that decide the bytes of the shards."""
         named = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        free = ("to", "workers", "max_bad", "licence", "origin", "class_names")  # class names are compared themselves
+        free = (
+            "to",
+            "workers",
+            "engine",
+            "max_bad",
+            "licence",
+            "origin",
+            "class_names",
+        )  # class names are compared themselves
         kept = {name: value for name, value in named.items() if name not in (*free, "columns", "recipe")}
         parts = {**dataclasses.asdict(self.columns), **dataclasses.asdict(self.recipe)}
         return {**kept, **parts, "sources": list(self.sources), "split": dict(self.split)}

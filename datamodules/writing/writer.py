@@ -17,6 +17,7 @@ from tqdm import tqdm
 import mmcl
 from mmcl.datamodules.manifest_check import MANIFEST
 from mmcl.datamodules.write import ShardFile
+from mmcl.datamodules.writing.cluster import cluster_map
 from mmcl.datamodules.writing.journal import Entry, Journal
 from mmcl.datamodules.writing.options import Options, Recipe
 from mmcl.datamodules.writing.plan import Bad, Plan, make_plan
@@ -88,11 +89,11 @@ def _identity(source: RowSource, plan: Plan, options: Options) -> dict[str, Any]
     return {**options.identity(), "kind": source.kind, "class_names": plan.class_names, "rows": plan.digest, **tools}
 
 
-def _make(numbered: tuple[int, Row], plan_label: Callable[[Row], int | None], recipe: Recipe) -> Made:
-    number, row = numbered
+def _make(numbered: tuple[int, Row, int | None], recipe: Recipe) -> Made:
+    number, row, label = numbered
     made: bytes | str
     try:
-        made = make_sample(row, plan_label(row), recipe)
+        made = make_sample(row, label, recipe)
     except BadRow as fault:
         made = str(fault)
     return number, row._replace(members={}), made
@@ -106,10 +107,13 @@ def _write_splits(
     with tqdm(total=total, initial=sum(done.values()), unit="rows", disable=None) as bar:
         for split, name in enumerate(plan.splits):
             rows = islice(plan.rows(source, split, options), done[name], None)
-            job = partial(_make, plan_label=plan.label, recipe=options.recipe)
+            labelled = ((number, row, plan.label(row)) for number, row in rows)
+            job = partial(_make, recipe=options.recipe)
             bar.set_description(name)
             writer = _SplitWriter(name, done[name], plan, journal, options, say)
-            with closing(ordered_map(job, rows, options.workers)) as results:
+            local = options.engine == "local"
+            made = ordered_map(job, labelled, options.workers) if local else cluster_map(job, labelled)
+            with closing(made) as results:
                 writer.write(_shown(results, bar))
 
 
@@ -175,7 +179,9 @@ def _look_again(source: RowSource, plan: Plan, journal: Journal, recipe: Recipe)
     bad = {entry_bad.row for entry in journal.entries for entry_bad in entry.bad}
     rows = ((n, row) for n, row in enumerate(source.rows()) if n in bad)
     mended = {
-        number for number, _, members in (_make(r, plan.label, recipe) for r in rows) if not isinstance(members, str)
+        number
+        for number, _, members in (_make((n, row, plan.label(row)), recipe) for n, row in rows)
+        if not isinstance(members, str)
     }
     for i, entry in enumerate(journal.entries):
         if any(found.row in mended for found in entry.bad):

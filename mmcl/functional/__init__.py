@@ -1,5 +1,13 @@
 """The mathematics of continual pretraining: pure tensor functions, no state, no I/O, nothing of Lightning."""
 
+from mmcl.functional.adaptation import (
+    consistency_loss,
+    nearest_prototypes,
+    softmax_entropy,
+    stochastic_restore,
+    symmetric_cross_entropy,
+    view_contrastive_loss,
+)
 from mmcl.functional.averaging import ema, interpolate, running_average
 from mmcl.functional.contrastive import compatible_momentum, momentum_contrast_loss, random_queue, update_queue
 from mmcl.functional.distillation import (
@@ -9,6 +17,19 @@ from mmcl.functional.distillation import (
     similarity_distillation_loss,
     topology_preservation_loss,
     zscl_loss,
+)
+from mmcl.functional.gradients import agem_projection, gem_projection
+from mmcl.functional.importance import approximate_path, consolidate_importance, path_integral, squared_output_norm
+from mmcl.functional.lowrank import (
+    active_components,
+    dora_weight,
+    lowrank_delta,
+    published_threshold,
+    row_norm,
+    soft_threshold,
+    subspace_overlap,
+    threshold_schedule,
+    vera_delta,
 )
 from mmcl.functional.merging import (
     instruction_residual,
@@ -22,6 +43,7 @@ from mmcl.functional.merging import (
     unrolled,
 )
 from mmcl.functional.mixing import cmr_law, dcpt_law, mixture_counts, velocities, velocity_weights
+from mmcl.functional.prompts import coda_prompt, key_pull_loss, orthogonality_penalty, prefix_attention, select_prompts
 from mmcl.functional.prototypes import (
     align_classifier,
     class_gaussians,
@@ -33,7 +55,21 @@ from mmcl.functional.prototypes import (
     subspace_logits,
     synthesized_means,
 )
-from mmcl.functional.regularization import ewc_penalty, l2_gradients, l2_penalty
+from mmcl.functional.regularization import (
+    ewc_gradients,
+    ewc_penalty,
+    fisher_diagonal,
+    l2_gradients,
+    l2_penalty,
+    synaptic_importance,
+)
+from mmcl.functional.representations import (
+    center_loss,
+    dark_experience_loss,
+    threshold_margin_loss,
+    threshold_margins,
+    update_centers,
+)
 from mmcl.functional.ridge import (
     cross_validated_ridge,
     random_expansion,
@@ -55,60 +91,94 @@ from mmcl.functional.schedules import (
 from mmcl.functional.trimming import breadcrumbs, dare, layer_scaling
 
 __all__ = [
+    "active_components",
+    "agem_projection",
     "align_classifier",
+    "approximate_path",
     "breadcrumbs",
+    "center_loss",
     "class_gaussians",
     "class_means",
     "class_sums",
     "cmr_law",
+    "coda_prompt",
     "compatible_momentum",
+    "consistency_loss",
+    "consolidate_importance",
     "constant",
     "cosine_between",
     "cosine_face_loss",
     "cross_validated_ridge",
     "dare",
+    "dark_experience_loss",
     "dcpt_law",
     "distillation_loss",
     "divergence_loss",
+    "dora_weight",
     "ema",
+    "ewc_gradients",
     "ewc_penalty",
     "feature_distillation_loss",
+    "fisher_diagonal",
+    "gem_projection",
     "infinite",
     "instruction_residual",
     "interpolate",
+    "key_pull_loss",
     "l2_gradients",
     "l2_penalty",
     "layer_scaling",
+    "lowrank_delta",
     "magmax",
     "meta_peak",
     "mixture_counts",
     "model_stock",
     "momentum_contrast_loss",
     "nearest_mean_logits",
+    "nearest_prototypes",
+    "orthogonality_penalty",
+    "path_integral",
+    "prefix_attention",
+    "published_threshold",
     "random_expansion",
     "random_projection_ridge",
     "random_queue",
     "rewarm",
     "ridge_logits",
+    "row_norm",
     "rsqrt_cooldown",
     "running_average",
     "running_magmax",
+    "select_prompts",
     "shifted_means",
     "similarity_distillation_loss",
     "slerp",
+    "soft_threshold",
+    "softmax_entropy",
     "solve_ridge",
     "sparse_projection",
+    "squared_output_norm",
+    "stochastic_restore",
     "subspace_logits",
+    "subspace_overlap",
+    "symmetric_cross_entropy",
+    "synaptic_importance",
     "synthesized_means",
     "task_arithmetic",
     "task_vector",
+    "threshold_margin_loss",
+    "threshold_margins",
+    "threshold_schedule",
     "ties",
     "top_activations",
     "topology_preservation_loss",
     "unrolled",
+    "update_centers",
     "update_queue",
     "velocities",
     "velocity_weights",
+    "vera_delta",
+    "view_contrastive_loss",
     "warmup_cosine",
     "zscl_loss",
 ]

@@ -106,16 +106,7 @@ def k_means_exemplars(features: Tensor, count: int, generator: torch.Generator, 
     count = min(count, len(rows))
     if count == len(rows):
         return torch.arange(count)
-    centres = _first_centres(rows, count, generator)
-    owner = torch.full((len(rows),), -1)
-    for _ in range(rounds):
-        nearest = torch.cdist(rows, centres).argmin(1)
-        if torch.equal(nearest, owner):
-            break
-        owner = nearest
-        sizes = torch.bincount(owner, minlength=count)
-        sums = torch.zeros_like(centres).index_add_(0, owner, rows)
-        centres = torch.where(sizes[:, None] > 0, sums / sizes.clamp(min=1)[:, None], centres)
+    centres, owner = _lloyd(rows, _first_centres(rows, count, generator), rounds)
     sizes = torch.bincount(owner, minlength=count)
     distance = torch.cdist(rows, centres)
     chosen = []
@@ -124,6 +115,38 @@ def k_means_exemplars(features: Tensor, count: int, generator: torch.Generator, 
         distance[best] = torch.inf  # a row stands for one cluster only
         chosen.append(best)
     return torch.tensor(chosen)
+
+
+def k_means(features: Tensor, count: int, generator: torch.Generator, rounds: int = 50) -> Tensor:
+    """Centres of k-means over rows as they are; it starts and moves like `k_means_exemplars`.
+
+    Args:
+        features: (N, D).
+        count: of centres.
+        generator: draws the first centres; on the CPU.
+        rounds: most rounds.
+
+    Returns:
+        (count, D) float64, on the CPU; where there are fewer rows, the rows, the last one repeated.
+    """
+    rows = features.double().cpu()
+    if len(rows) <= count:
+        return torch.cat([rows, rows[-1:].expand(count - len(rows), -1)])
+    return _lloyd(rows, _first_centres(rows, count, generator), rounds)[0]
+
+
+def _lloyd(rows: Tensor, centres: Tensor, rounds: int) -> tuple[Tensor, Tensor]:
+    """Centres at rest, and the number of each row's."""
+    owner = torch.full((len(rows),), -1)
+    for _ in range(rounds):
+        nearest = torch.cdist(rows, centres).argmin(1)
+        if torch.equal(nearest, owner):
+            break
+        owner = nearest
+        sizes = torch.bincount(owner, minlength=len(centres))
+        sums = torch.zeros_like(centres).index_add_(0, owner, rows)
+        centres = torch.where(sizes[:, None] > 0, sums / sizes.clamp(min=1)[:, None], centres)
+    return centres, owner
 
 
 def _first_centres(rows: Tensor, count: int, generator: torch.Generator) -> Tensor:

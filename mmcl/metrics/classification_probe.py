@@ -79,6 +79,7 @@ class ClassificationProbe(Probe):
             "all": f"all {whole} classes of the stream, seen or not",
             "task": f"the set's own {len(class_names)} classes",
         }
+        self._chosen, self._width = torch.empty(0, dtype=torch.int64), 0
         self.protocol = f"top-1 among {among[module.eval_classes if metric == 'top1' else 'task']}"
         self.counts = torch.zeros(3, len(class_names), dtype=torch.int64)
 
@@ -87,6 +88,11 @@ class ClassificationProbe(Probe):
         if evalset.class_names is None:
             raise ConfigError("classification needs `class_names`")
         return cls(module, evalset.class_names, **evalset.options)
+
+    @property
+    def chooses(self) -> bool:
+        """Once there are classes that were seen."""
+        return self.module.seen > 1
 
     def start(self, encode: Encode) -> None:
         """Forget the last pass."""
@@ -100,7 +106,29 @@ class ClassificationProbe(Probe):
         """
         if "labels" not in batch or outputs.logits is None:
             raise RunError(f"classification: the samples of {self.where} have no labels or no pictures")
-        labels, logits = batch["labels"], outputs.logits.float()
+        self._count(batch, outputs.logits.float())
+
+    def answers(self, outputs: Outputs) -> Tensor:
+        """The columns that `top1` chooses among, in their order."""
+        assert outputs.logits is not None
+        candidates = self._candidates("top1", outputs.logits)
+        self._chosen, self._width = candidates.nonzero()[:, 0], outputs.logits.shape[1]
+        return outputs.logits[:, self._chosen]
+
+    def places(self, labels: Tensor) -> Tensor:
+        """Of each label's column among those of the last `answers`."""
+        own = torch.tensor(self.columns, device=labels.device)[labels.clamp(min=0)]
+        same = own[:, None] == self._chosen.to(labels.device)[None, :]
+        return torch.where(same.any(dim=1) & (labels >= 0), same.long().argmax(dim=1), -1)
+
+    def take(self, batch: Batch, answers: Tensor) -> None:
+        """Count hits among the answers; columns that are none of them are never answered."""
+        logits = answers.new_full((len(answers), self._width), -torch.inf)
+        logits[:, self._chosen] = answers
+        self._count(batch, logits.float())
+
+    def _count(self, batch: Batch, logits: Tensor) -> None:
+        labels: Tensor = batch["labels"]
         if "valid" in batch:
             labels, logits = labels[batch["valid"]], logits[batch["valid"]]
         classes = len(self.columns)

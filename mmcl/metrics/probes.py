@@ -90,6 +90,23 @@ class Probe:
         """One batch; rows where ``batch["valid"]`` is False are padding."""
         raise NotImplementedError
 
+    @property
+    def chooses(self) -> bool:
+        """Whether it chooses among candidates; on a set where it does not, nothing adapts."""
+        return False
+
+    def answers(self, outputs: Outputs) -> Tensor:
+        """(B, K) logits of the candidates; gradients flow back to the outputs."""
+        raise NotImplementedError
+
+    def places(self, labels: Tensor) -> Tensor:
+        """(B,) the place of each label's class among the candidates, -1 where it is none of them."""
+        raise NotImplementedError
+
+    def take(self, batch: Batch, answers: Tensor) -> None:
+        """Like `update`, with (B, K) answers that something else than the outputs may have given."""
+        raise NotImplementedError
+
     def compute(self, sum_over_ranks: Reduce, gather: Callable[[Tensor], Tensor]) -> ProbeResult:
         """The result over all ranks.
 

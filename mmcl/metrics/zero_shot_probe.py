@@ -53,6 +53,11 @@ class ZeroShotProbe(Probe):
         self.classifier = torch.empty(0)
         self.counts = torch.empty(0)
 
+    @property
+    def chooses(self) -> bool:
+        """Among the classes."""
+        return len(self.class_names) > 1
+
     @classmethod
     def of(cls, evalset: EvalSet, module: Any) -> ZeroShotProbe:
         if evalset.class_names is None:
@@ -70,9 +75,22 @@ class ZeroShotProbe(Probe):
         Raises:
             RunError: no labels, or labels that no class name stands for.
         """
+        self.take(batch, self._logits(outputs))
+
+    def answers(self, outputs: Outputs) -> Tensor:
+        """Cosines with the classes under the model's own scale, which takes no gradient: a scale alone makes sure."""
+        assert outputs.logit_scale is not None
+        return self._logits(outputs, float(outputs.logit_scale))
+
+    def places(self, labels: Tensor) -> Tensor:
+        """Labels are places."""
+        return labels
+
+    def take(self, batch: Batch, answers: Tensor) -> None:
+        """Count hits among (B, C) answers."""
         if "labels" not in batch:
             raise RunError(f"zero_shot: the samples of {self.where} have no labels")
-        logits = self._logits(outputs)
+        logits = answers
         labels: Tensor = batch["labels"]
         if "valid" in batch:
             logits, labels = logits[batch["valid"]], labels[batch["valid"]]

@@ -179,6 +179,10 @@ class ASRModule(Module):
             raise ConfigError(f"ASRModule: option language is {language!r}; give a tag in quotes, as in 'es'")
         self.recogniser.check(language)
 
+    def is_head(self, name: str) -> bool:
+        """CTC's head over the symbols of the languages; a decoder's table of tokens is the pretrained model's."""
+        return self.kind == "ctc" and self.recogniser.part(name) == "head"
+
     def sites(self, kind: str) -> list[Site]:
         if kind != "linear":
             return super().sites(kind)

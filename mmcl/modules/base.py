@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Self
 
 import lightning.pytorch as pl
 import torch
@@ -16,7 +17,7 @@ from torch.optim import Optimizer
 from mmcl import weights
 from mmcl.collate import collate
 from mmcl.errors import ConfigError, near
-from mmcl.outputs import Batch, Objective, Outputs, Packing, Recorded, Site
+from mmcl.outputs import ATTACHED, Batch, Objective, Outputs, Packing, Recorded
 from mmcl.schedule import Schedule, WarmupCosine
 from mmcl.strategy import Distillable
 from mmcl.stream import Stream, Task
@@ -45,6 +46,7 @@ class Module(Recorded, pl.LightningModule):
     distillable: tuple[Distillable, ...] = ()
     fresh_head: bool = False
     pair: tuple[str, str] | None = None
+    pixel_statistics: tuple[Sequence[float], Sequence[float]] | None = None
     paddings: Mapping[str, float] = MappingProxyType({})
     packing: Packing | None = None
     formats: tuple[str, ...] = ("safetensors",)
@@ -118,14 +120,34 @@ class Module(Recorded, pl.LightningModule):
         """Texts -> (len(texts), L) token ids."""
         raise NotImplementedError
 
-    def sites(self, kind: str) -> list[Site]:
-        """Places of one kind where adapters go.
+    def sites(self, kind: str) -> list[Any]:
+        """Places of one kind: ``linear`` (`Site`), ``attention`` (`AttentionSite`), ``input`` (`InputSite`).
 
         Raises:
             ConfigError: the module has no sites of that kind.
         """
         kinds = sorted(p.removeprefix("sites.") for p in self.provides if p.startswith("sites."))
         raise ConfigError(f"{type(self).__name__} has no sites of kind '{kind}'; {near(kind, kinds)}")
+
+    def is_head(self, name: str) -> bool:
+        """Whether a weight is of the head over the classes or symbols that the tasks bring.
+
+        What freezes the pretrained model leaves that training.
+
+        Args:
+            name: canonical name of a parameter of the network.
+        """
+        return False
+
+    def train(self, mode: bool = True) -> Self:
+        """A batch norm whose own weights do not train keeps its running statistics."""
+        super().train(mode)
+        if mode:
+            for layer in self.network.modules():
+                if isinstance(layer, nn.modules.batchnorm._BatchNorm):
+                    own = list(layer.parameters(recurse=False))
+                    layer.train(not own or any(p.requires_grad for p in own))
+        return self
 
     def export(self, folder: Path, format: str) -> None:
         """Write the network for its peer library, adapters folded in.
@@ -199,8 +221,11 @@ class Module(Recorded, pl.LightningModule):
     # -- the only entry, and training on its own ---------------------------------------------------------------------
 
     def forward(self, batch: Batch) -> Outputs:
-        """Outputs of the live network."""
-        return self.compute(self.network, batch)
+        """Outputs of the live network, with what strategies put at its sites for this forward."""
+        with ExitStack() as stack:
+            for attach in batch.get(ATTACHED, ()):
+                stack.enter_context(attach())
+            return self.compute(self.network, batch)
 
     def loss(self, outputs: Outputs, batch: Batch) -> dict[str, Tensor]:
         """The objective's named terms."""

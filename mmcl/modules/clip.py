@@ -17,7 +17,8 @@ from mmcl.modules.base import Module, OptimizerBuilder
 from mmcl.modules.clip_layers import HEADS, PARTS, canonical, head, layer_scales, tower
 from mmcl.modules.clip_transform import ImageAugment, SampleTransform
 from mmcl.modules.contrastive_losses import Contrastive
-from mmcl.outputs import Batch, Objective, Outputs, Site, takes_pixels
+from mmcl.modules.prompt_sites import image_features, prompt_sites
+from mmcl.outputs import Batch, Objective, Outputs, takes_pixels
 from mmcl.schedule import Schedule
 from mmcl.stream import Stream, Task
 
@@ -89,9 +90,12 @@ class CLIPModule(Module):
         self.network = self._formatted(self.source.create(pretrained, checkpoint, random_init))
         visual: Any = self.network.visual
         self.samples = SampleTransform(visual.preprocess_cfg, augment, self.source.tokenizer())
+        self.pixel_statistics = (visual.preprocess_cfg["mean"], visual.preprocess_cfg["std"])
         self._scales = {} if layer_decay is None else layer_scales(self.network, layer_decay)
         self._prompts: dict[tuple[tuple[str, ...], tuple[str, ...]], Tensor] = {}
         self._choose_trainable()
+        kinds = {kind for kind in ("attention", "input") if self._prompt_sites(kind)}
+        self.provides = type(self).provides | {f"sites.{kind}" for kind in kinds}
         trains = {head(canonical(name)) for name, p in self.network.named_parameters() if p.requires_grad}
         for part in self.trainable & HEADS.keys():
             if part not in trains:
@@ -147,12 +151,20 @@ class CLIPModule(Module):
             self._prompts[key] = tokens.reshape(len(class_names), len(templates), -1)
         return self._prompts[key]
 
-    def sites(self, kind: str) -> list[Site]:
+    def sites(self, kind: str) -> list[Any]:
+        """Linear layers of both towers; prompts go into an image tower that is a vision transformer."""
         if kind != "linear":
-            return super().sites(kind)
+            return self._prompt_sites(kind) or super().sites(kind)
         from mmcl.modules.sites import linear_sites
 
         return linear_sites(self.network, tower)
+
+    def _prompt_sites(self, kind: str) -> list[Any]:
+        if kind not in ("attention", "input"):
+            return []
+        visual = self.network.visual
+        assert isinstance(visual, nn.Module)
+        return prompt_sites(visual, "visual", kind, image_features(visual))
 
     def export(self, folder: Path, format: str) -> None:
         """``open_clip``: a folder that ``open_clip.create_model("local-dir:FOLDER")`` reads, tokenizer included."""

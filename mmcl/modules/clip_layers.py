@@ -8,6 +8,8 @@ from typing import Any
 
 from timm.models import group_parameters
 
+from mmcl.weights import canonical as canonical
+
 TOWERS = ("image", "text", "logit_scale")
 HEADS = {"image.head": "image", "text.head": "text"}
 """Part of a tower that projects into the space of both -> its tower."""
@@ -19,11 +21,6 @@ _HEADS = {
 }
 _BLOCK = re.compile(r"^.*?\b(?:(?:resblocks|blocks|layers|layer|block|h)\.\d+|layer\d\.\d+)\.")
 _STEM = re.compile(r"embed|\bcls|\bconv\d|\bbn\d|\bln_pre|\bpatch|\bstem")
-
-
-def canonical(name: str) -> str:
-    """The name that a parameter has without a parametrization."""
-    return name.replace("parametrizations.", "").removesuffix(".original")
 
 
 def tower(name: str) -> str | None:

@@ -28,6 +28,8 @@ class Contrastive(Objective):
         pair: the two batch keys that are compared, ``audio`` and ``text`` for sounds.
     """
 
+    coupled = True
+
     def __init__(
         self, kind: Literal["auto", "clip", "siglip"] = "auto", pair: tuple[str, str] = ("image", "text")
     ) -> None:
@@ -73,6 +75,7 @@ class ClassTextCrossEntropy(Objective):
     """
 
     needs = frozenset({"image", "labels"})
+    of_one_task = True
 
     def __init__(self, label_smoothing: float = 0.2) -> None:
         super().__init__()

@@ -19,7 +19,8 @@ from mmcl.modules.image_objective import CANDIDATES, MaskedCrossEntropy
 from mmcl.modules.image_transform import ImageTransform
 from mmcl.modules.labels import LabelSpace
 from mmcl.modules.objectives import IGNORED
-from mmcl.outputs import Batch, Objective, Outputs, Site, takes_pixels
+from mmcl.modules.prompt_sites import prompt_sites
+from mmcl.outputs import Batch, Objective, Outputs, takes_pixels
 from mmcl.schedule import Schedule
 from mmcl.stream import Stream, Task
 
@@ -116,7 +117,6 @@ class ImageClassifierModule(Module):
                 raise ConfigError(f"ImageClassifierModule: {name} is {factor}; it must be positive")
         from timm.data import resolve_model_data_config
 
-        self.provides = self.provides | {f"head.{head_kind}"}
         self._head = (head_kind, head_scale, learn_scale)
         self.kind, self.train_classes, self.eval_classes = head, train_classes, eval_classes
         self.trainable = frozenset(trainable)
@@ -127,11 +127,14 @@ class ImageClassifierModule(Module):
         backbone: Any = self.source.create(pretrained, checkpoint, random_init, image_size)
         self.fixed_size = bool(backbone.pretrained_cfg.get("fixed_input_size", False))
         self.pictures = ImageTransform(resolve_model_data_config(backbone), image_size, crop, augment)
+        self.pixel_statistics = (self.pictures.config["mean"], self.pictures.config["std"])
         self.labels = LabelSpace(() if class_names is None else (tuple(class_names),))
         self.position = -1 if class_names is None else 0
         self.network = self._formatted(ImageNetwork(backbone, len(self.labels.names), *self._head))
         self._masks: tuple[Tensor, Tensor]
         self._choose()
+        kinds = [f"sites.{kind}" for kind in ("attention", "input") if self._prompt_sites(kind)]
+        self.provides = type(self).provides | {f"head.{head_kind}", *kinds}
 
     # -- the contract -----------------------------------------------------------------------------------------------
 
@@ -271,15 +274,23 @@ class ImageClassifierModule(Module):
         return self
 
     def lr_scale(self, name: str) -> float:
-        return self.head_lr_scale if name.startswith("head.") else 1.0
+        return self.head_lr_scale if self.is_head(name) else 1.0
 
-    def sites(self, kind: str) -> list[Site]:
-        """Linear layers of the backbone; the head is the module's own."""
+    def is_head(self, name: str) -> bool:
+        return name.startswith("head.")
+
+    def sites(self, kind: str) -> list[Any]:
+        """Places in the backbone; the head is the module's own. Prompts go into vision transformers alone."""
         if kind != "linear":
-            return super().sites(kind)
+            return self._prompt_sites(kind) or super().sites(kind)
         from mmcl.modules.sites import linear_sites
 
         return linear_sites(self.network, lambda name: "image" if name.startswith("backbone.") else None)
+
+    def _prompt_sites(self, kind: str) -> list[Any]:
+        if kind not in ("attention", "input"):
+            return []
+        return prompt_sites(self._network.backbone, "backbone", kind, self._network.head.in_features)
 
     def export(self, folder: Path, format: str) -> None:
         """``timm``: a folder that ``timm.create_model("local-dir:FOLDER", pretrained=True)`` reads, head included."""

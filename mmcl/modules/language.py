@@ -15,6 +15,7 @@ from mmcl.errors import ConfigError
 from mmcl.modules import hf_source
 from mmcl.modules.base import Module, OptimizerBuilder
 from mmcl.modules.objectives import IGNORED, CrossEntropy
+from mmcl.modules.states import last_states
 from mmcl.modules.text_packing import TextPacking, check_tokenizer, load_tokenizer
 from mmcl.outputs import Batch, Objective, Outputs, Site
 from mmcl.schedule import Schedule
@@ -23,9 +24,9 @@ from mmcl.schedule import Schedule
 class _LanguageModule(Module):
     """A language model of transformers over blocks of tokens; see the classes that build on it."""
 
-    provides = frozenset({"logits", "sites.linear"})
+    provides = frozenset({"logits", "tokens", "sites.linear"})
     probes = frozenset({"perplexity"})
-    distillable = ("logits",)
+    distillable = ("logits", "tokens")
     formats = ("transformers", "safetensors")
     target_bytes = True
     packing: TextPacking
@@ -90,10 +91,13 @@ class _LanguageModule(Module):
             batch: ``input_ids`` (B, L); optional: ``attention_mask`` (B, L), ``targets`` (B, L), ``valid`` (B,).
 
         Returns:
-            ``logits`` (B, L, V); ``targets`` and ``valid`` (B, L) where there are targets.
+            ``logits`` (B, L, V); ``tokens`` (B, L, D), what they are made of; ``targets`` and ``valid`` (B, L) where
+            there are targets.
         """
         given = {key: batch[key] for key in ("input_ids", "attention_mask") if key in batch}
-        outputs = Outputs(logits=network(**given, **self.network_options).logits, targets=batch.get("targets"))
+        with last_states(network) as states:
+            logits = network(**given, **self.network_options).logits
+        outputs = Outputs(logits=logits, tokens=states[-1], targets=batch.get("targets"))
         if outputs.targets is not None:
             outputs.valid = outputs.targets != IGNORED
             if "valid" in batch:

@@ -18,6 +18,7 @@ from mmcl.modules.base import Module, OptimizerBuilder
 from mmcl.modules.clip_layers import block, canonical
 from mmcl.modules.mllm_source import check_image_token, processor_place, save_processor
 from mmcl.modules.objectives import IGNORED, CrossEntropy
+from mmcl.modules.states import last_states
 from mmcl.modules.text_packing import check_tokenizer, load_tokenizer
 from mmcl.outputs import SKIP, Batch, Objective, Outputs, Site
 from mmcl.schedule import Schedule
@@ -66,9 +67,9 @@ class MLLMModule(Module):
     Weights are float32; mixed precision is the Trainer's. Pictures are not augmented.
     """
 
-    provides = frozenset({"logits", "sites.linear"})
+    provides = frozenset({"logits", "tokens", "sites.linear"})
     probes = frozenset({"exact_match", "choice", "perplexity"})
-    distillable = ("logits",)
+    distillable = ("logits", "tokens")
     formats = ("transformers", "safetensors")
     predicted = "next tokens of documents and answers"
 
@@ -188,19 +189,22 @@ class MLLMModule(Module):
             batch: what `collate` gives.
 
         Returns:
-            ``logits`` (B, A, V); ``targets`` and ``valid`` (B, A), A = L - ``answer_start``.
+            ``logits`` (B, A, V); ``tokens`` (B, A, D), what they are made of; ``targets`` and ``valid`` (B, A), A = L -
+            ``answer_start``.
         """
         ids, start = batch["input_ids"], batch["answer_start"]
         seen = torch.arange(ids.shape[1], device=ids.device) < batch["input_ids_lengths"][:, None]
         given = mllm_batch.pictures(batch, self.pictures.kind, self.image_token, ids)
         keep = ids.shape[1] - start
-        found = network(input_ids=ids, attention_mask=seen.long(), use_cache=False, logits_to_keep=keep, **given)
+        asked = {"input_ids": ids, "attention_mask": seen.long(), "use_cache": False, "logits_to_keep": keep}
+        with last_states(network) as states:
+            found = network(**asked, **given)
         targets = batch["targets"][:, start:]
         valid = targets != IGNORED
         if "valid" in batch:
             valid &= batch["valid"][:, None]
         logits = found.logits if given else found.logits + self._touch(network)
-        return Outputs(logits=logits, targets=targets, valid=valid)
+        return Outputs(logits=logits, tokens=states[-1], targets=targets, valid=valid)
 
     def _touch(self, network: nn.Module) -> Tensor | float:
         """Zero, with all that a batch without pictures leaves out in its graph: several processes wait for its part.

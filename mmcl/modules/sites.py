@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from mmcl.errors import RunError
+from mmcl.functional._precision import widen
 from mmcl.modules.clip_layers import block
 from mmcl.outputs import Site
 
@@ -18,9 +19,9 @@ ROLES = {
     "query": r"(q|q_proj|query|to_q|q_proj_weight)",
     "key": r"(k|k_proj|key|to_k|k_proj_weight)",
     "value": r"(v|v_proj|value|to_v|v_proj_weight)",
-    "mlp_in": r"(c_fc|fc1|fc1_g|fc1_x|w1|w2|intermediate\.dense)",
-    "mlp_out": r"(c_proj|fc2|w3|mlp\.proj)",
-    "out": r"(out_proj|to_out|attn\.proj|attn_pool\.proj|attention\.output\.dense)",
+    "mlp_in": r"(c_fc|fc1|fc1_g|fc1_x|w1|w2|gate_proj|up_proj|intermediate\.dense|intermediate_dense)",
+    "mlp_out": r"(c_proj|fc2|w3|down_proj|mlp\.proj|output_dense)",
+    "out": r"(out_proj|o_proj|to_out|attn\.proj|attn_pool\.proj|attention\.output\.dense)",
 }
 """Role -> how the layer is called by open_clip, timm and transformers; the first that fits at the end of a name."""
 BARE = ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight")
@@ -40,14 +41,31 @@ class RowDeltas(nn.Module):
         self.held: list[tuple[int, int, Callable[[], Tensor]]] = []
 
     def forward(self, weight: Tensor) -> Tensor:
-        """The (out, in) weight with all deltas added."""
+        """The weight with all deltas added."""
+        flat = weight.flatten(1)
+        changes: dict[tuple[int, int], Tensor] = {}
         for start, stop, delta in self.held:
             change = delta().to(weight.dtype)
-            if stop - start == weight.shape[0]:
-                weight = weight + change
-            else:
-                weight = torch.cat([weight[:start], weight[start:stop] + change, weight[stop:]])
-        return weight
+            earlier = changes.get((start, stop))
+            changes[start, stop] = change if earlier is None else earlier + change
+        # Rows of one weight are its thirds, or all of them: they never overlap. What none changes is taken as it is.
+        parts, done = [], 0
+        for (start, stop), change in sorted(changes.items()):
+            parts += [flat[done:start], flat[start:stop] + change]
+            done = stop
+        parts = [part for part in (*parts, flat[done:]) if len(part)]
+        return _shaped(torch.cat(parts) if len(parts) > 1 else parts[0], weight)
+
+
+def _shaped(flat: Tensor, weight: Tensor) -> Tensor:
+    """(out, in) in the shape of a weight and, for a 1 x 1 convolution, in its memory format.
+
+    In another format the convolution would go to another kernel, whose rounding differs.
+    """
+    shaped = flat.view(weight.shape)
+    if weight.dim() == 4 and weight.stride() != shaped.stride():
+        return flat[:, None, None].permute(0, 3, 1, 2)
+    return shaped
 
 
 class LinearSite:
@@ -66,7 +84,7 @@ class LinearSite:
         self.tower = tower
         self.block = block(f"{path}.")
         self.role = role
-        self.shape = (rows[1] - rows[0], weight.shape[1])
+        self.shape = (rows[1] - rows[0], weight.shape[1])  # of a 1 x 1 convolution without the two last dimensions
         self._module = module
         self._attribute = attribute
         self._rows = rows
@@ -87,14 +105,23 @@ class LinearSite:
         deltas.held.append((*self._rows, delta))
         self._own.append(delta)
 
+    @property
+    def trains(self) -> bool:
+        """Whether the weight itself trains."""
+        return self._raw().requires_grad
+
+    def rows(self) -> Tensor:
+        """The weight's rows without what is attached: a live view, (out, in)."""
+        start, stop = self._rows
+        return self._raw().detach()[start:stop].view(self.shape)
+
     @torch.no_grad()
     def fold(self) -> None:
         """Add this site's delta() to the weight; the caller then resets delta to zero."""
-        start, stop = self._rows
-        raw = self._raw()
+        rows = self.rows()
         for delta in self._own:
-            rows = raw[start:stop]
-            rows.copy_(rows.float() + delta().float())
+            wide, change = widen(rows, delta())
+            rows.copy_(wide + change)
 
     def detach(self) -> None:
         """Fold, and take the deltas away; the last one takes the parametrization with it."""
@@ -125,9 +152,11 @@ class LinearSite:
 def linear_sites(network: nn.Module, tower: Callable[[str], str | None]) -> list[Site]:
     """Sites of all linear weights in attention, MLPs and projection layers, in the network's order.
 
+    Convolutions of one place (1 x 1) are linear layers, as of the MLPs of ConvNeXt; others and bare projection tensors
+    (``visual.proj``) are not.
+
     Args:
-        network: with open_clip's, timm's or transformers' layers. Convolutions and bare projection tensors
-            (``visual.proj``) are no linear layers.
+        network: with open_clip's, timm's or transformers' layers.
         tower: name of a parameter -> its tower; None leaves it out.
     """
     found: list[Site] = []
@@ -143,7 +172,7 @@ def linear_sites(network: nn.Module, tower: Callable[[str], str | None]) -> list
 
 def _weights(path: str, module: nn.Module) -> Iterator[tuple[str, tuple[int, int], str]]:
     """(attribute, rows, role) of a module's own linear weights."""
-    linear = isinstance(module, nn.Linear)
+    linear = isinstance(module, nn.Linear) or _of_one_place(module)
     last = path.rsplit(".", 1)[-1] if linear else ""
     for attribute in ("weight",) if linear else BARE:
         weight = getattr(module, attribute, None)
@@ -158,7 +187,18 @@ def _weights(path: str, module: nn.Module) -> Iterator[tuple[str, tuple[int, int
             yield attribute, (i * size, (i + 1) * size), role
 
 
+def _of_one_place(module: nn.Module) -> bool:
+    """Whether it is a convolution that looks at one place alone, and at all channels."""
+    return (
+        isinstance(module, nn.Conv1d | nn.Conv2d)
+        and module.groups == 1
+        and all(size == 1 for size in (*module.kernel_size, *module.stride))
+    )
+
+
 def _role(path: str) -> str:
+    if re.search(r"(^|\.)(se|squeeze)\.", path):  # a gate on channels, whose layers are called as an MLP's
+        return "other"
     for role, pattern in ROLES.items():
         if re.search(rf"(^|\.){pattern}$", path):
             return role

@@ -35,6 +35,7 @@ class ContrastiveSpeech(Objective):
     """
 
     needs = frozenset({"audio", "masked", "distractors"})
+    coupled = True
     figures: Figures = MappingProxyType(
         {
             **{"objective": "lower", "contrastive_loss": "lower"},

@@ -204,6 +204,10 @@ class SpeechPretrainingModule(Module):
     def transform(self, sample: dict[str, Any], augment: bool) -> dict[str, Any]:
         return self.samples(sample, augment)
 
+    def is_head(self, name: str) -> bool:
+        """Projection and codewords of a codebook that the model was not pretrained on (HuBERT)."""
+        return self.kind == "hubert" and self.fresh_head and name.startswith(("project.", "codewords"))
+
     def sites(self, kind: str) -> list[Site]:
         if kind != "linear":
             return super().sites(kind)

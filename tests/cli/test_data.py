@@ -39,6 +39,7 @@ def test_list_is_a_table_of_everything(mmcl: Command, cache: Path) -> None:
     rows = {line.split()[0]: line for line in lines[1:]}
     assert set(rows) == set(assets.catalogue())
     assert rows["minilm"].split()[1:4] == ["83.5", "no", "Apache-2.0"]
+    assert all("; for " in row for row in rows.values())
     assert not cache.exists()  # listing writes nothing
 
 

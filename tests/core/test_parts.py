@@ -14,6 +14,7 @@ from toy import ToyModule, runner
 from mmcl import Strategy, checkpoint, plugins, presets, seeds, weights
 from mmcl.compose import Composition, check, expand
 from mmcl.errors import ConfigError, RunError
+from mmcl.outputs import Outputs, by_row
 from mmcl.run_folder import MetricsLog, flatten, write_text
 from mmcl.strategies import LwF, WeightEnsemble
 
@@ -38,6 +39,19 @@ def test_effective_weights_of_a_parametrized_layer() -> None:
     with weights.swapped(layer, {"weight": torch.ones(2, 3)}):
         torch.testing.assert_close(layer.weight, torch.ones(2, 3))
     assert torch.equal(layer.parametrizations.weight.original, raw)
+
+
+def test_outputs_are_put_together_by_row() -> None:
+    def answer(value: float) -> Outputs:
+        features = {"image": torch.full((3, 2), value), "text": torch.zeros(5, 2)}
+        texts = [f"{value} {i}" for i in range(3)]
+        return Outputs(features, logits=torch.full((3, 4), value), texts=texts, logit_scale=torch.tensor(7.0))
+
+    found = by_row({0: answer(0.0), 2: answer(2.0)}, torch.tensor([2, 0, 2]))
+    assert found.logits is not None and found.logits[:, 0].tolist() == [2, 0, 2]
+    assert found.features["image"][:, 1].tolist() == [2, 0, 2] and found.features["text"].shape == (5, 2)
+    assert found.texts == ["2.0 0", "0.0 1", "2.0 2"]
+    assert found.logit_scale == 7 and found.tokens is None
 
 
 def test_swap_restores_after_an_error() -> None:
@@ -130,7 +144,7 @@ def test_state_is_declared_once_and_restored() -> None:
 def test_plugins_are_found_without_importing() -> None:
     assert {"ZSCL", "Frozen", "LwF"} <= set(plugins.listing("strategies"))
     assert plugins.class_path("strategies", "ZSCL") == "mmcl.strategies.zscl.ZSCL"
-    with pytest.raises(ConfigError, match=r"unknown strategy 'ZSLC'; did you mean ZSCL\?"):
+    with pytest.raises(ConfigError, match=r"unknown strategy 'ZSLC'; did you mean ZSCL or SLCA or LGCL\?"):
         plugins.class_path("strategies", "ZSLC")
     with pytest.raises(ConfigError, match="no such file or preset"):
         presets.find("nowhere")

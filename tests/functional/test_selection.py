@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mmcl.functional.selection import equal_quotas, herding, k_means_exemplars, quotas
+from mmcl.functional.selection import equal_quotas, herding, k_means, k_means_exemplars, quotas
 
 SIZES = st.lists(st.integers(0, 50), min_size=1, max_size=8)
 
@@ -55,6 +55,18 @@ def test_k_means_finds_the_clusters_and_puts_large_ones_first() -> None:
     assert [int(row >= 30) + int(row >= 50) for row in chosen] == [0, 1, 2]
     again = k_means_exemplars(rows, 3, torch.Generator().manual_seed(1))
     assert torch.equal(chosen, again)
+
+
+def test_centres_are_the_means_of_their_clusters() -> None:
+    torch.manual_seed(0)
+    directions = torch.eye(3)
+    rows = torch.cat([3 * c + 0.01 * torch.randn(10, 3) for c in directions])
+    unit = torch.nn.functional.normalize(rows.double(), dim=1)
+    found = k_means(unit, 3, torch.Generator().manual_seed(1))
+    for direction, members in zip(directions.double(), unit.split(10), strict=True):
+        nearest = found[(found - direction).norm(dim=1).argmin()]
+        torch.testing.assert_close(nearest, members.mean(0))
+    torch.testing.assert_close(k_means(unit[:2], 3, torch.Generator()), unit[[0, 1, 1]])
 
 
 def test_k_means_of_copies_still_chooses_distinct_rows() -> None:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from mmcl import weights
 from mmcl.errors import RunError
 from mmcl.modules import CLIPModule
+from mmcl.modules.sites import linear_sites
 
 Make = Callable[..., CLIPModule]
 
@@ -112,6 +113,56 @@ def test_only_the_deltas_train_where_the_network_is_frozen(make: Make, tools: Si
     module(tools.batch(module)).features["image"].sum().backward()
     assert delta.up.grad is not None and float(delta.up.grad.abs().sum()) > 0
     assert all(p.grad is None for p in module.network.parameters())
+
+
+def test_convolutions_of_one_place_are_linear() -> None:
+    network = nn.Sequential()
+    network.add_module("fc1", nn.Conv2d(3, 5, 1, bias=False))
+    for name, layer in (
+        ("wide", nn.Conv2d(5, 5, 3)),
+        ("grouped", nn.Conv2d(5, 5, 1, groups=5)),
+        ("strided", nn.Conv2d(5, 5, 1, stride=2)),
+    ):
+        network.add_module(name, layer)
+    network.to(memory_format=torch.channels_last)
+    (site,) = linear_sites(network, lambda name: "image")
+    assert (site.name, site.role, site.shape) == ("fc1.weight", "mlp_in", (5, 3))
+    images = torch.randn(2, 3, 4, 4)
+    before = network.fc1(images)
+    delta = Delta(site.shape)
+    site.attach(delta)
+    assert torch.equal(network.fc1(images), before)
+    nn.init.normal_(delta.up)
+    expected = before + torch.einsum("oi,bihw->bohw", delta(), images)
+    torch.testing.assert_close(network.fc1(images), expected)
+    site.detach()
+    torch.testing.assert_close(network.fc1(images), expected)
+
+
+def test_a_site_knows_its_bare_rows_and_whether_they_train(make: Make) -> None:
+    module = make(trainable=["image"])
+    sites = module.sites("linear")
+    assert {(s.tower, s.trains) for s in sites} == {("image", True), ("text", False)}
+    site = next(s for s in sites if s.role == "value")
+    attention: Any = module.network.get_submodule("visual.transformer.resblocks.0.attn")
+    raw = attention.in_proj_weight.detach()[64:96].clone()
+    delta = Delta(site.shape)
+    nn.init.normal_(delta.up)
+    site.attach(delta)
+    assert torch.equal(site.rows(), raw) and site.trains
+    site.fold()
+    torch.testing.assert_close(site.rows(), raw + delta())
+
+
+def test_folding_keeps_double_precision() -> None:
+    layer = nn.Sequential(nn.Linear(3, 2)).double()
+    (site,) = linear_sites(layer, lambda name: "text")
+    before = layer[0].weight.detach().clone()
+    delta = Delta(site.shape).double()
+    nn.init.constant_(delta.up, 1e-12)
+    site.attach(delta)
+    site.fold()
+    assert torch.equal(site.rows(), before + delta())
 
 
 def test_a_delta_of_another_shape_is_refused(make: Make) -> None:

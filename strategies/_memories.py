@@ -1,0 +1,94 @@
+"""What strategies with an episodic memory of each task share."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mmcl.errors import ConfigError, RunError
+from mmcl.functional.gradients import flatten
+from mmcl.replay import Rule, TaskMemories
+from mmcl.strategy import DataPass, StepContext, Strategy
+from mmcl.stream import Source, Stream, Task
+
+
+class _Memories(Strategy):
+    """Keeps an equal part of `size` samples for each task of the stream, by their keys, chosen when the task ends."""
+
+    active = True
+
+    def __init__(self, size: int, batch_size: int | None, rule: Rule) -> None:
+        super().__init__()
+        title = type(self).__name__
+        if batch_size is not None and batch_size < 1:
+            raise ConfigError(f"{title}: batch_size is {batch_size}; it must be 1 or more")
+        self.size, self.batch_size = size, batch_size
+        self.memories = TaskMemories(size, rule)
+
+    def setup(self, stream: Stream) -> None:
+        title, objective = type(self).__name__, self.module.objective
+        if objective.of_one_task and self.active:
+            raise ConfigError(
+                f"{title}: {type(objective).__name__} reads labels as those of the task at hand, and a memory has "
+                "those of earlier ones; take another objective"
+            )
+        part = self.size // len(stream.tasks)
+        if part == 0:
+            raise ConfigError(f"{title}: size is {self.size}, less than a sample for each of {len(stream.tasks)} tasks")
+        self.memories = TaskMemories(part, self.memories.rule, self.reach.seed)
+
+    def earlier(self) -> list[Task]:
+        """Tasks with a memory, in the order of the stream."""
+        return [task for task in self.stream.tasks if task.name in self.memories.of]
+
+    def side(self, name: str, tasks: Sequence[Task]) -> list[Source]:
+        """The memories of some tasks as one side source."""
+        found = self.memories.source(tasks, name, role="side", share=None, batch_size=self.batch_size)
+        return [] if found is None else [found]
+
+    def on_task_end(self, task: Task, data: DataPass) -> None:
+        if self.active:
+            self.memories.add(task.name, self.reach.task_samples(task))
+
+    def export_state(self) -> dict[str, Any]:
+        return {**super().export_state(), "memories": self.memories.state()}
+
+    def import_state(self, state: Mapping[str, Any]) -> None:
+        own = dict(state)
+        self.memories.load(own.pop("memories", {}))
+        super().import_state(own)
+
+
+class _Projection(_Memories):
+    """A gradient that is changed where it would raise the loss on a memory."""
+
+    gradients = "project"
+    unsupported = frozenset({"fsdp"})
+
+    def projected(self, gradient: Tensor, references: Tensor) -> Tensor:
+        """The gradient to step with: (P,) out of (P,) and (T, P)."""
+        raise NotImplementedError
+
+    def on_gradients(self, context: StepContext) -> None:
+        batches = [batch for name, batch in context.side.items() if name.startswith(f"{self.name}/")]
+        if not batches:
+            return
+        params = {n: p for n, p in self.module.network.named_parameters() if p.grad is not None}
+        if not params:
+            raise RunError(f"{type(self).__name__}: no weight of the network trains, and adapters are not projected")
+        rows = []
+        for batch in batches:
+            found = context.gradients(batch)
+            rows.append(flatten({n: found.get(n, torch.zeros_like(p)) for n, p in params.items()}, list(params)))
+        references = torch.stack(rows)
+        before = flatten({n: p.grad for n, p in params.items() if p.grad is not None}, list(params))
+        after = self.projected(before, references)
+        context.log(f"{self.name}/violations", (references @ before < 0).sum())
+        if after is before:
+            return
+        for param, part in zip(params.values(), after.split([p.numel() for p in params.values()]), strict=True):
+            assert param.grad is not None
+            param.grad.copy_(part.view_as(param))
