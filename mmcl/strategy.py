@@ -268,6 +268,10 @@ class Strategy(Recorded, nn.Module):
         """A declared snapshot, on the network's device."""
         return self.reach.snapshot(name)
 
+    def evaluating(self) -> AbstractContextManager[Forward]:
+        """What evaluation sees, for a while: evaluation weights and all wraps, no gradients; batches give outputs."""
+        return self.reach.evaluating()
+
     def stored(self, name: str) -> Mapping[str, Tensor]:
         """A declared snapshot that stays on the disk: a tensor is read whenever it is asked for, onto the CPU."""
         return self.reach.stored(name)

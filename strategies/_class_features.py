@@ -46,7 +46,7 @@ class ClassFeatures(Strategy):
             RunError: samples without labels, or none at all.
         """
         found: list[tuple[Tensor, Tensor, Tensor]] = []
-        with self.reach.evaluating() as encode:
+        with self.evaluating() as encode:
             for batch in data():
                 if "labels" not in batch:
                     raise RunError(f"{self.name}: the samples of task '{task.name}' have no labels")
