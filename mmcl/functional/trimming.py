@@ -16,6 +16,7 @@ from mmcl.functional._precision import wider_dtype
 Aggregation = Literal["mean", "sum", "max"]
 AGGREGATIONS = ("mean", "sum", "max")
 SAMPLED = 97
+"""Every so many entries are looked at for the bounds of a threshold."""
 CHUNK = 1 << 15
 """Entries that are merged at once, so that those of ten models stay in the processor's cache."""
 
@@ -42,7 +43,7 @@ def threshold(tensors: Sequence[Tensor], rank: int) -> Tensor:
         for tensor in tensors:
             for piece in torch.split(tensor.detach().reshape(-1), CHUNK):
                 values = np.abs(piece.to(dtype).numpy())
-                below += np.count_nonzero(values < low)
+                below += int(np.count_nonzero(values < low))
                 between.append(values[(values >= low) & (values <= high)])
         found, place = np.concatenate(between), rank - below
         if 1 <= place <= len(found):
