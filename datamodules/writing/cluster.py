@@ -8,7 +8,7 @@ from importlib import import_module
 from itertools import islice
 from typing import Any, TypeVar
 
-from mmcl.errors import ConfigError, RunError
+from mmcl.errors import ConfigError, MmclError, RunError
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -32,7 +32,7 @@ def cluster_map(
 
     Raises:
         ConfigError: Ray is not installed.
-        RunError: a call failed, or a machine was lost.
+        RunError: what the function raises of mmcl's errors; a machine was lost.
     """
     ray = _ray()
     context = ray.data.DataContext.get_current()
@@ -45,10 +45,12 @@ def cluster_map(
         data = ray.data.from_items(packed, override_num_blocks=len(packed)).map(_Each(function))
         try:
             for row in data.iter_rows():
+                if row["fault"]:
+                    raise RunError(row["fault"])
                 yield from pickle.loads(row["made"])
         except ray.exceptions.RayError as error:
-            reason = str(error).strip().splitlines()[-1]
-            raise RunError(f"a call on the Ray cluster failed: {reason}; the same command goes on") from error
+            reason = str(error).strip().partition("\n")[0]
+            raise RunError(f"the Ray cluster failed ({reason}); run the same command again") from error
 
 
 class _Each:
@@ -59,8 +61,12 @@ class _Each:
     def __init__(self, function: Callable[[Any], Any]) -> None:
         self._function = function
 
-    def __call__(self, row: dict[str, bytes]) -> dict[str, bytes]:
-        return {"made": pickle.dumps([self._function(item) for item in pickle.loads(row["items"])])}
+    def __call__(self, row: dict[str, bytes]) -> dict[str, Any]:
+        try:
+            made = [self._function(item) for item in pickle.loads(row["items"])]
+        except MmclError as error:  # Ray would wrap it in pages of its own
+            return {"made": b"", "fault": str(error)}
+        return {"made": pickle.dumps(made), "fault": ""}
 
 
 def _ray() -> Any:
