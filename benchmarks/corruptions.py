@@ -90,7 +90,9 @@ def _package() -> Any:
     try:
         return importlib.import_module("corrupt_tta")
     except ImportError as error:
-        raise ConfigError(f"corruptions needs the package corrupt-tta (pip install corrupt-tta): {error}") from error
+        raise ConfigError(
+            f"corruptions needs the package corrupt-tta (pip install 'mmcl[corruptions]'): {error}"
+        ) from error
 
 
 def _column(evalset: EvalSet, name: str, folder: Path) -> EvalSet:

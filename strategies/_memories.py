@@ -89,6 +89,6 @@ class _Projection(_Memories):
         context.log(f"{self.name}/violations", (references @ before < 0).sum())
         if after is before:
             return
-        for param, part in zip(params.values(), after.split([p.numel() for p in params.values()]), strict=True):
+        for param, part in zip(params.values(), torch.split(after, [p.numel() for p in params.values()]), strict=True):
             assert param.grad is not None
             param.grad.copy_(part.view_as(param))

@@ -80,7 +80,7 @@ class CenterLoss(Strategy):
         features = self._features(context.outputs).detach()
         groups, classes, valid = _classes(context.batch)
         features, groups, classes, valid = (context.gather(x) for x in (features, groups, classes, valid))
-        for number in groups[valid].unique().tolist():
+        for number in torch.unique(groups[valid]).tolist():
             rows = valid & (groups == number)
             self._move(SHARED if number < 0 else str(number), features[rows], classes[rows])
 
@@ -90,7 +90,7 @@ class CenterLoss(Strategy):
         centers, seen = wide.new_zeros(width, wide.shape[1]), torch.zeros(width, dtype=torch.bool, device=wide.device)
         if name in self.centers:
             centers[: len(self.centers[name])], seen[: len(self.seen[name])] = self.centers[name], self.seen[name]
-        for new in classes[~seen[classes]].unique().tolist():
+        for new in torch.unique(classes[~seen[classes]]).tolist():
             centers[new] = wide[classes == new].mean(0)
         centers = update_centers(centers, wide, classes, rate=self.rate)
         seen[classes] = True

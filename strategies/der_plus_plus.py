@@ -47,7 +47,7 @@ class DERPlusPlus(_Memories):
     are read and augmented anew.
     """
 
-    stored: dict[str, list[Row]]
+    remembered: dict[str, list[Row]]
 
     def __init__(
         self,
@@ -68,7 +68,7 @@ class DERPlusPlus(_Memories):
         self.alpha, self.beta, self.on = alpha, beta, on
         self.active = alpha > 0 or beta > 0
         self.needs = frozenset({on} if on and alpha else ())
-        self.add_state("stored", {}, dtype=None)
+        self.add_state("remembered", {}, dtype=None)
 
     def sources(self, task: Task) -> Sequence[Source]:
         draws = {"answers": self.alpha, "labels": self.beta}
@@ -78,7 +78,7 @@ class DERPlusPlus(_Memories):
         super().on_task_end(task, data)
         if self.alpha:
             (source,) = self.side(f"{self.name}/answers", [task])
-            self.stored = {**self.stored, task.name: self._answers(source)}
+            self.remembered = {**self.remembered, task.name: self._answers(source)}
 
     def losses(self, context: StepContext) -> Mapping[str, Tensor]:
         terms = {}
@@ -93,7 +93,7 @@ class DERPlusPlus(_Memories):
     # -- answers -----------------------------------------------------------------------------------------------------
 
     def _of_answers(self, outputs: Outputs, batch: Batch) -> Tensor:
-        table = [row for task in self.earlier() for row in self.stored[task.name]]
+        table = [row for task in self.earlier() for row in self.remembered[task.name]]
         rows = [table[index] for index in batch["__index__"].tolist()]
         losses = []
         for name, values in self._found(outputs, batch).items():
@@ -110,6 +110,7 @@ class DERPlusPlus(_Memories):
 
     def _found(self, outputs: Outputs, batch: Batch) -> Row:
         """What is remembered of each row."""
+        found: Row
         answer = self.on or ("features" if outputs.logits is None else "logits")
         if answer != "features":
             value: Tensor | None = getattr(outputs, answer)
