@@ -235,7 +235,7 @@ def test_l2_init_pulls_to_the_pretrained_weights_in_every_task(data: Any, toolbo
 
 
 def test_single_samples_of_a_contrastive_loss_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="with Contrastive no sample has a loss of its own.*estimator 'batch'"):
+    with pytest.raises(ConfigError, match=r"with Contrastive no sample has a loss of its own.*estimator 'batch'"):
         cases.run("clip", tmp_path / "shards", tmp_path / "run", [EWC(estimator="per_sample")])
     assert not (tmp_path / "run" / "results.json").exists()
 
