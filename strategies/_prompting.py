@@ -153,7 +153,7 @@ class PromptStrategy(Strategy):
 
 @contextmanager
 def frozen_forward(network: nn.Module) -> Iterator[None]:
-    """Eval mode, no gradients, and no half-precision copies of weights left for the forward that trains."""
+    """Eval mode, no gradients, and no half-precision copies of weights kept for the forward that trains."""
     training = [layer for layer in network.modules() if layer.training]
     kind = next(network.parameters()).device.type
     autocast = torch.autocast(

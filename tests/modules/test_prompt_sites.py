@@ -126,6 +126,24 @@ def test_prompts_are_for_one_forward_and_each_row_alone(name: str, tmp_path: Pat
     assert set(dict(module.network.named_parameters())) == names
 
 
+@pytest.mark.parametrize("name", EVERY)
+def test_a_low_rank_change_is_one_of_the_weights(name: str, tmp_path: Path) -> None:
+    module = made(name, tmp_path / "model")
+    image = pictures(module)
+    before = features(module, image)
+    site = module.sites("attention")[1]
+    generator = torch.Generator().manual_seed(3)
+    down, up = (torch.randn(2, size, generator=generator).to(image.dtype) for size in (site.width, 3 * site.dim))
+    own = [part.expand(len(image), -1, -1) for part in (down, up)]
+    found = features(module, image, partial(site.lowrank, *own))
+    layer = module.network.get_submodule(site.name)
+    weights = [p for n, p in layer.named_parameters() if n in ("qkv.weight", "in_proj_weight")]
+    with torch.no_grad():
+        weights[0].add_(up.T @ down)
+    torch.testing.assert_close(found, features(module, image), rtol=1e-3, atol=1e-4)
+    assert not torch.allclose(found, before)
+
+
 def test_nothing_is_left_after_an_error(tmp_path: Path) -> None:
     module = vits.classifier(tmp_path / "model", ["a", "b"])
     image = pictures(module)

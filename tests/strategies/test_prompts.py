@@ -21,7 +21,16 @@ from mmcl.engine import Context
 from mmcl.errors import ConfigError, RunError
 from mmcl.outputs import Batch, Forward, Outputs
 from mmcl.runner import Runner, RunOptions
-from mmcl.strategies import L2P, LGCL, CODAPrompt, DualPrompt, SPrompts
+from mmcl.strategies import (
+    L2P,
+    LGCL,
+    CODAPrompt,
+    DualPrompt,
+    ExperienceReplay,
+    LwF,
+    MomentumInterpolation,
+    SPrompts,
+)
 from mmcl.strategies._prompting import SELECTED
 from mmcl.strategy import StepContext
 
@@ -84,6 +93,13 @@ def test_half_precision_trains_head_and_prompts(make: Maker) -> None:
     rows = len(first["head.weight"])
     assert not torch.equal(first["head.weight"], second["head.weight"][:rows])
     assert "dual_prompt.slots.1" in moved(runner)
+
+
+def test_they_go_with_replay_distillation_and_averages(make: Maker) -> None:
+    runner = make([ExperienceReplay(6), DualPrompt(), LwF(), MomentumInterpolation(0.9)])
+    results = runner.fit()
+    assert torch.tensor(results["matrix"]["values"], dtype=torch.float64).isfinite().all()
+    assert moved(runner) == {"dual_prompt.general", "dual_prompt.slots.1", "dual_prompt.keys.1"}
 
 
 @pytest.mark.parametrize(
