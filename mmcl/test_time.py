@@ -103,15 +103,11 @@ def restored(network: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def _adapting(engine: Engine, adapter: Strategy | None) -> Iterator[None]:
-    """Autocast keeps no copies of weights meanwhile: they would be those from before a step."""
-    cached = torch.is_autocast_cache_enabled()
     engine.composition.adapter = adapter
-    torch.set_autocast_cache_enabled(cached and adapter is None)
     try:
         yield
     finally:
         engine.composition.adapter = None
-        torch.set_autocast_cache_enabled(cached)
 
 
 def check_sets(evals: Sequence[EvalSet], module: Any) -> None:

@@ -13,9 +13,8 @@ from mmcl import plugins, presets
 from mmcl.strategy import Strategy
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "strategies" / "test-time.md"
-BLOCKS: list[dict[str, Any]] = [
-    yaml.safe_load(b) for b in re.findall(r"```yaml\n(.*?)```", PAGE.read_text(), flags=re.S)
-]
+FOUND = re.findall(r"```yaml\n(.*?)```", PAGE.read_text(), flags=re.S)
+BLOCKS: list[dict[str, Any]] = [yaml.safe_load(text) for text in FOUND]
 
 
 @pytest.mark.parametrize("settings", BLOCKS)

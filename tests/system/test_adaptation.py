@@ -177,13 +177,11 @@ def test_weights_come_back_after_a_fault() -> None:
 
 
 def test_mixed_precision_sees_the_weights_of_the_last_step(run: Test) -> None:
-    """Autocast would keep copies of weights for the whole evaluation."""
-    cells, _ = run("classes-growing", [TENT(optimizer="sgd", lr=20.0)], rows=4, precision="bf16-mixed")
-    plain, _ = run("classes-growing", [TENT(optimizer="sgd", lr=20.0)], rows=4)
-    for one, other, source in zip(cells[""], plain[""], plain["source"], strict=True):
-        found = [cell.result.metrics["entropy"] for cell in (one, other, source)]
-        assert found[0] == pytest.approx(found[1], rel=0.05)
-    assert abs(found[1] - found[2]) > 0.2 * found[2]  # in the last set it has gone far
+    """An autocast that keeps casts of weights would go on with those from before a step."""
+    cells, _ = run("classes-growing", [Plain()], rows=4, precision="bf16-mixed")
+    plain, _ = run("classes-growing", [Plain()], rows=4)
+    found = [row[-1].result.metrics["entropy"] for row in (cells[""], plain[""], plain["source"])]
+    assert found[0] == pytest.approx(found[1], rel=0.05) and abs(found[1] - found[2]) > 0.1 * found[2]
 
 
 def test_validate_does_not_adapt(place: Path) -> None:
