@@ -142,8 +142,8 @@ def planned(
 def requests_of(shard_bytes: float) -> int:
     """Requests to an object store until a shard and its index are in a cache: the index, and the data in pieces.
 
-    S3 is asked for the shard's version before and after its data, and, by mmcl and by its client, for the index's before
-    its content.
+    S3 is asked for the shard's version before and after its data, and twice for the index's before its content, once by
+    its client.
     """
     return 3 + math.ceil(shard_bytes / CHUNK) + 2
 
