@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Sequence
 
 from mmcl.errors import ConfigError
 from mmcl.functional.schedules import constant, infinite, rewarm, rsqrt_cooldown, warmup_cosine
@@ -164,22 +164,24 @@ class Piecewise(Schedule):
     """Factors that hold from a step on, until the next one.
 
     Args:
-        factors: step -> factor. A step below 1 is a fraction of the task's steps; the first one is 0.
+        begins: the steps from which they hold, ascending from 0; one below 1 is a fraction of the task's steps.
+        factors: one for each.
 
     Raises:
-        ConfigError: none holds at step 0.
+        ConfigError: the two are not of one length, or none holds at step 0.
     """
 
-    def __init__(self, factors: Mapping[float, float]) -> None:
-        if 0 not in factors:
+    def __init__(self, begins: Sequence[float], factors: Sequence[float]) -> None:
+        if not begins or begins[0] != 0 or len(begins) != len(factors):
             raise ConfigError(
-                f"Piecewise: factors begin at step {min(factors, default=None)}; say what holds from 0 on"
+                f"Piecewise: begins {list(begins)} and factors {list(factors)} must be as many, and the first step 0"
             )
-        self.factors = dict(factors)
+        self.begins = tuple(begins)
+        self.factors = tuple(factors)
 
     def __call__(self, step: int, steps: int) -> float:
-        begun = {_steps(begin, steps): factor for begin, factor in sorted(self.factors.items())}
-        return begun[max(begin for begin in begun if begin <= step)]
+        held = [f for begin, f in zip(self.begins, self.factors, strict=True) if _steps(begin, steps) <= step]
+        return held[-1]
 
 
 def _steps(phase: float, steps: int) -> int:

@@ -142,9 +142,10 @@ def planned(
 def requests_of(shard_bytes: float) -> int:
     """Requests to an object store until a shard and its index are in a cache: the index, and the data in pieces.
 
-    The store is asked for the shard's version before and after its data, and for the index's size before its content.
+    S3 is asked for the shard's version before and after its data, and twice for the index's before its content, once by
+    its client.
     """
-    return 2 + math.ceil(shard_bytes / CHUNK) + 2
+    return 3 + math.ceil(shard_bytes / CHUNK) + 2
 
 
 def _days(milliseconds: float, cores: int) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from s3 import KEY, S3
 
+from mmcl.benchmarks.throughput import scale
 from mmcl.datamodules import remote, transfer
 from mmcl.datamodules.cache import ShardCache
 from mmcl.datamodules.index import load_index
@@ -70,6 +71,28 @@ def test_an_index_in_the_store_saves_fetching(s3: S3, far: Source, local: Source
     assert cache.index(f"s3://{s3.bucket}/{key}").equals(index)
     assert s3.asked(key) == []
     s3.client.delete_object(Bucket=s3.bucket, Key=f"{key}.index")
+
+
+def test_requests_are_those_of_the_plan(
+    s3: S3, far: Source, local: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`docs/scale.md` counts on so many for each shard; the manifest is asked for once a folder."""
+    for path in map(Path, local.shards):
+        load_index(str(path))
+        s3.put(Path(f"{path}.index"), f"set/{path.name}.index")
+    monkeypatch.setattr(transfer, "CHUNK", 30_000)
+    monkeypatch.setattr(scale, "CHUNK", 30_000)
+    cache = ShardCache(tmp_path / "shards")
+    addresses = expand_shards(far.shards, remote=True)
+    s3.requests.clear()
+    for address in addresses:
+        cache.index(address)
+        cache.read(address, 512, 10)
+    shards = [r for r in s3.requests if "manifest" not in r[1] and ".tar" in r[1]]
+    sizes = [Path(path).stat().st_size for path in local.shards]
+    assert len(shards) == sum(map(scale.requests_of, sizes))
+    for path in map(Path, local.shards):
+        s3.client.delete_object(Bucket=s3.bucket, Key=f"set/{path.name}.index")
 
 
 def test_pieces_are_continued(s3: S3, local: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

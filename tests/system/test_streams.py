@@ -131,7 +131,7 @@ def test_another_number_of_workers_is_refused(tmp_path: Path, shards: Path) -> N
 
 def scheduled(shards: Path, **changes: Any) -> Stream:
     dots, stripes, held = (str(shards / f"{name}.tar") for name in ("dots", "stripes", "held"))
-    before = Source([dots], name="before", share=0.5, share_schedule=Piecewise({0: 1.0, 3: 0.5, 0.75: 0.0}))
+    before = Source([dots], name="before", share=0.5, share_schedule=Piecewise([0, 3, 0.75], [1.0, 0.5, 0.0]))
     task = Task("t", [Source([stripes])], Budget(steps=12), mix=[before], segment=3)
     return Stream("scheduled", [replace(task, **changes)], [EvalSet("held", Source([held]), "retrieval")])
 
@@ -149,6 +149,12 @@ def test_shares_follow_their_schedule_also_after_a_kill(tmp_path: Path, shards: 
         torch.equal(a, b)
         for a, b in zip(weights(tmp_path / "whole").values(), weights(tmp_path / "cut").values(), strict=True)
     )
+
+
+def test_lines_and_pieces() -> None:
+    assert [Linear(1.0, 0.5)(step, 6) for step in (0, 5, 9)] == [1.0, 0.5, 0.5] and Linear(2.0, 0.0)(0, 1) == 2.0
+    pieces = Piecewise([0, 3, 0.75], [1.0, 0.5, 0.25])
+    assert [pieces(step, 12) for step in (0, 2, 3, 8, 9, 11)] == [1.0, 1.0, 0.5, 0.5, 0.25, 0.25]
 
 
 class Growing(ExperienceReplay):
@@ -188,5 +194,5 @@ def test_schedules_that_cannot_be(tmp_path: Path, shards: Path) -> None:
         runner(tmp_path / "b", Stream("s", tasks, []), [Growing(6)]).fit()
     with pytest.raises(ConfigError, match="give a share too"):
         Source(["a.tar"], share_schedule=Linear())
-    with pytest.raises(ConfigError, match="say what holds from 0 on"):
-        Piecewise({5: 1.0})
+    with pytest.raises(ConfigError, match="must be as many, and the first step 0"):
+        Piecewise([5], [1.0])
