@@ -103,6 +103,11 @@ def equal_but_for_rounding(ends: Sequence[Weights], states: Sequence[Any], wante
     assert not names, f"in the strategies: {names}"
 
 
+def same_scores(found: torch.Tensor, plain: torch.Tensor) -> bool:
+    """Of the sets that both measured."""
+    return torch.equal(found[:, -plain.shape[1] :], plain)
+
+
 def of(plain: Weights, weights: Weights) -> dict[str, Any]:
     """Those of the weights that plain training has too: adapters bring their own."""
     return {name: weights.get(name) for name in plain}
@@ -157,7 +162,7 @@ def test_trains(runs: Runs, name: str, case: str) -> None:
 def test_leaves_a_mark(runs: Runs, name: str, case: str) -> None:
     """Training with it is not training without it."""
     done, plain = whole(runs, name, case), whole(runs, PLAIN, case, like=name)
-    assert different(of(plain.last, done.last), plain.last) or not torch.equal(done.matrix, plain.matrix)
+    assert different(of(plain.last, done.last), plain.last) or not same_scores(done.matrix, plain.matrix)
 
 
 @pytest.mark.parametrize(("name", "case"), rows())
@@ -169,7 +174,7 @@ def test_starts_as_the_pretrained_model(runs: Runs, name: str, case: str) -> Non
     for variant, evaluated in done.evaluated.items():
         equal(evaluated, live, f"evaluation weights '{variant}'")
     if TABLE[name].same_start:
-        assert torch.equal(done.matrix[0], plain.matrix[0])
+        assert same_scores(done.matrix[:1], plain.matrix[:1])
 
 
 @pytest.mark.parametrize("name", [name for name, setting in TABLE.items() if setting.off is not None])
@@ -182,7 +187,7 @@ def test_off_does_nothing(runs: Runs, name: str) -> None:
         (off.last, plain.last),
     ):
         equal(of(wanted, found), wanted)
-    assert torch.equal(off.matrix, plain.matrix)
+    assert same_scores(off.matrix, plain.matrix)
 
 
 @pytest.mark.parametrize(("name", "case"), rows())

@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 from mmcl import Budget, Strategy, Stream, Task, checkpoint
-from mmcl.compose import expand
 from mmcl.outputs import Weights
 from mmcl.runner import Runner
 from mmcl.strategy import overrides
@@ -107,10 +106,11 @@ class Runs:
         self._done: dict[tuple[Any, ...], Done] = {}
         self._streams: dict[str, Stream] = {}
 
-    def stream(self, case: str, steps: int) -> Stream:
-        """A case's stream with tasks of so many steps; its shards are written once. Short ones have one evaluation.
+    def stream(self, case: str, steps: int, scored: bool = False) -> Stream:
+        """A case's stream with tasks of so many steps; its shards are written once.
 
-        What it last evaluates stands in as the ``reference`` of streams that have none.
+        What it last evaluates stands in as the ``reference`` of streams that have none. Short ones evaluate that alone,
+        unless somebody looks at the scores.
         """
         if case not in self._streams:
             shards = self.folder / "shards" / case
@@ -118,10 +118,10 @@ class Runs:
             self._streams[case] = cases.found()[case][1](shards)
         whole = self._streams[case]
         tasks = [replace(task, budget=Budget(steps=steps)) for task in whole.tasks]
-        if steps == SHORT:
+        if steps == SHORT and not scored:
             tasks = [replace(task, evaluates=None) for task in tasks]
         reference = replace(whole.evals[-1].source, augment=False)
-        evals = whole.evals[-1:] if steps == SHORT else whole.evals
+        evals = whole.evals[-1:] if steps == SHORT and not scored else whole.evals
         return Stream(whole.name, tasks, evals, {"reference": reference, **whole.sources})
 
     def run(self, name: str, case: str, steps: int, what: str = "", build: Build | None = None, **options: Any) -> Done:
@@ -149,7 +149,10 @@ class Runs:
         name, case, steps, _ = key
         build = build or (self.table[name].build if name else tuple)
         folder = self.folder / "-".join(str(part) for part in key if part != "").replace("/", "+")
-        made: Observed = cases.runner(case, self.stream(case, steps), folder, build(), kind=Observed, **options)
+        strategies = build()
+        scored = any(overrides(part, "on_scores") for part in leaves(strategies))
+        stream = self.stream(case, steps, scored)
+        made: Observed = cases.runner(case, stream, folder, strategies, kind=Observed, **options)
         return made
 
 
@@ -227,7 +230,16 @@ def content(folder: Path, name: str = "last") -> dict[str, Any]:
 
 def parts(setting: settings.Setting) -> list[Strategy]:
     """What a row's strategies are made of."""
-    return expand(setting.build())
+    return leaves(setting.build())
+
+
+def leaves(strategies: Sequence[Strategy]) -> list[Strategy]:
+    """Presets replaced by their parts."""
+    found: list[Strategy] = []
+    for strategy in strategies:
+        inner = strategy.parts()
+        found += [strategy] if list(inner) == [strategy] else leaves(inner)
+    return found
 
 
 def covering(table: Mapping[str, settings.Setting]) -> list[str]:
