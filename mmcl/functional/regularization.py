@@ -125,7 +125,6 @@ def ewc_gradients(
         yield name, (gradient * away).sum() / 2, gradient
 
 
-@torch.no_grad()
 def fisher_diagonal(
     gradients: Iterable[Mapping[str, Tensor]], *, batch_size: int = 1, weights: Iterable[Tensor | float] | None = None
 ) -> Tensors:
@@ -173,6 +172,7 @@ def fisher_diagonal(
     return {name: value / weight for name, value in total.items()}
 
 
+@torch.no_grad()  # here, not around the loop: what gives the gradients may be a generator that computes them
 def _add_squares(total: Tensors, batch: list[Mapping[str, Tensor]], weight: Tensor | float) -> Tensor | float:
     """Add weight x (mean of a batch of gradients)^2; returns the weight."""
     for name, value in batch[0].items():

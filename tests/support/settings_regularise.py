@@ -30,9 +30,7 @@ SETTINGS = {
     "DERPlusPlus": Setting(
         lambda: [DERPlusPlus(8, batch_size=4)], (*EVERY, *GROWING), off=lambda: [DERPlusPlus(8, alpha=0.0, beta=0.0)]
     ),
-    "EWC": Setting(
-        lambda: [EWC(100.0, limit=16, batch_size=8)], (*EVERY, *GROWING), off=lambda: [EWC(0.0, limit=16)]
-    ),
+    "EWC": Setting(lambda: [EWC(100.0, limit=16, batch_size=8)], (*EVERY, *GROWING), off=lambda: [EWC(0.0, limit=16)]),
     "EWC/per_sample": Setting(
         lambda: [EWC(10.0, estimator="per_sample", limit=6, gamma=0.9)],
         ("classes", "causal_lm", "asr-whisper"),
