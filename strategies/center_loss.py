@@ -23,9 +23,9 @@ Rows = tuple[Tensor, Tensor, Tensor, Tensor]
 class CenterLoss(Strategy):
     """Center loss (Wen et al., "A Discriminative Feature Learning Approach", ECCV 2016) over a stream.
 
-    weight / 2 x mean_i |x_i - c_{y_i}|^2, over rows with a class; one without a centre yet adds 0. After each step the centres of the batch's classes move towards its features,
-    c_j <- c_j - rate x sum (c_j - x_i) / (1 + n_j). Centres of earlier tasks stay, so with replay their samples are
-    drawn to where they were.
+    weight / 2 x mean_i |x_i - c_{y_i}|^2 over the rows with a class; one that has no centre yet adds 0. After each step
+    the centres of the batch's classes move towards its features, c_j <- c_j - rate x sum (c_j - x_i) / (1 + n_j).
+    Centres of earlier tasks stay, so with replay their samples are drawn to where they were.
 
     A class is a column of the module's head where the batch tells it (``targets``), so that tasks may share classes;
     else it is a label of the row's task.
