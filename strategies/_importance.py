@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Iterator, Mapping
-from typing import Literal, get_args
+from typing import ClassVar, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -26,33 +26,40 @@ PER = {"per_sample": "sample", "batch": "batch"}
 
 
 class _QuadraticPenalty(Strategy):
-    """factor / 2 x sum importance (theta - anchor)^2 over what trains, as a gradient in phase ``add``.
+    """scale x weight / 2 x sum importance (theta - anchor)^2 over what trains, as a gradient in phase ``add``.
 
     Where a tensor has grown since it was consolidated, the penalty acts on its leading part.
     """
 
     gradients = "add"
     unsupported = frozenset({"fsdp"})
+    scale: ClassVar[float] = 1.0
+    """2 for methods that write their penalty without 1/2."""
 
     importance: dict[str, Tensor]
     anchor: dict[str, Tensor]
     tasks: int
 
-    def __init__(self, factor: float, rule: Rule = "online", gamma: float = 1.0) -> None:
+    def __init__(self, weight: float, rule: Rule = "online", gamma: float = 1.0) -> None:
         super().__init__()
-        title = type(self).__name__
-        if not 0 <= factor < math.inf:
-            raise ConfigError(f"{title}: weight is {factor}; a weight is 0 or more")
+        title = self.title
+        if not 0 <= weight < math.inf:
+            raise ConfigError(f"{title}: weight is {weight}; a weight is 0 or more")
         if rule not in get_args(Rule):
             raise ConfigError(f"{title}: rule '{rule}' is unknown; {near(rule, get_args(Rule))}")
         if not 0 <= gamma <= 1:
             raise ConfigError(f"{title}: gamma is {gamma}; it must be within 0..1")
         if gamma < 1 and rule != "online":
             raise ConfigError(f"{title}: gamma belongs to rule 'online', not to '{rule}'")
-        self.factor, self.rule, self.gamma = factor, rule, gamma
+        self.factor, self.rule, self.gamma = self.scale * weight, rule, gamma
         self.add_state("importance", {}, dtype=None)
         self.add_state("anchor", {}, dtype=None)
         self.add_state("tasks", 0)
+
+    @property
+    def title(self) -> str:
+        """What messages call it."""
+        return type(self).__name__
 
     def trained(self) -> dict[str, nn.Parameter]:
         """What trains of the network."""
@@ -63,7 +70,7 @@ class _QuadraticPenalty(Strategy):
             return
         trained = self.trained()
         if not trained:
-            raise RunError(f"{type(self).__name__}: no weight of the network trains, and adapters have no anchor")
+            raise RunError(f"{self.title}: no weight of the network trains, and adapters have no anchor")
         if not self.importance:
             return
         params = {n: p for n, p in trained.items() if n in self.importance}
@@ -81,7 +88,7 @@ class _QuadraticPenalty(Strategy):
         """Take in the importance of a task that has ended, and the weights of now as the anchor."""
         for name, value in importance.items():
             if not torch.isfinite(value).all():
-                raise RunError(f"{type(self).__name__}: importance of '{name}' in task '{task.name}' is not finite")
+                raise RunError(f"{self.title}: importance of '{name}' in task '{task.name}' is not finite")
         self.importance = consolidate_importance(
             self.importance, importance, rule=self.rule, gamma=self.gamma, count=self.tasks
         )
@@ -98,10 +105,10 @@ class _MeasuredPenalty(_QuadraticPenalty):
     """
 
     def __init__(
-        self, factor: float, estimator: Estimator, limit: int | None, batch_size: int | None, rule: Rule, gamma: float
+        self, weight: float, estimator: Estimator, limit: int | None, batch_size: int | None, rule: Rule, gamma: float
     ) -> None:
-        super().__init__(factor, rule, gamma)
-        title = type(self).__name__
+        super().__init__(weight, rule, gamma)
+        title = self.title
         if estimator not in get_args(Estimator):
             raise ConfigError(f"{title}: estimator '{estimator}' is unknown; {near(estimator, get_args(Estimator))}")
         for name, value in (("limit", limit), ("batch_size", batch_size)):
@@ -138,10 +145,10 @@ class _MeasuredPenalty(_QuadraticPenalty):
             zeros = {name: torch.zeros_like(p, dtype=torch.float32) for name, p in self.trained().items()}
             total = {name: distributed.total(total.get(name, zero)) for name, zero in zeros.items()}
         if not seen:
-            raise RunError(f"{type(self).__name__}: task '{task.name}' has no sample to measure")
+            raise RunError(f"{self.title}: task '{task.name}' has no sample to measure")
         self.consolidate({name: value / float(seen) for name, value in total.items()}, task)
         what = f"{int(seen)} gradients, each of a {PER[self.estimator]}"
-        logger.info("%s: importance of task '%s' is the mean over %s", type(self).__name__, task.name, what)
+        logger.info("%s: importance of task '%s' is the mean over %s", self.title, task.name, what)
 
     def _gradients(self, data: DataPass) -> Iterator[dict[str, Tensor]]:
         named = self.trained()

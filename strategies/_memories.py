@@ -10,6 +10,7 @@ from torch import Tensor
 
 from mmcl.errors import ConfigError, RunError
 from mmcl.functional.gradients import flatten
+from mmcl.outputs import Batch
 from mmcl.replay import Rule, TaskMemories
 from mmcl.strategy import DataPass, StepContext, Strategy
 from mmcl.stream import Source, Stream, Task
@@ -68,22 +69,28 @@ class _Projection(_Memories):
     gradients = "project"
     unsupported = frozenset({"fsdp"})
 
+    def __init__(self, size: int, batch_size: int | None, rule: Rule) -> None:
+        super().__init__(size, batch_size, rule)
+        self._batches: dict[str, list[Batch]] = {}  # of this step; several where gradients are accumulated
+
     def projected(self, gradient: Tensor, references: Tensor) -> Tensor:
         """The gradient to step with: (P,) out of (P,) and (T, P)."""
         raise NotImplementedError
 
+    def losses(self, context: StepContext) -> Mapping[str, Tensor]:
+        for name, batch in context.side.items():
+            if name.startswith(f"{self.name}/"):
+                self._batches.setdefault(name, []).append(batch)
+        return {}
+
     def on_gradients(self, context: StepContext) -> None:
-        batches = [batch for name, batch in context.side.items() if name.startswith(f"{self.name}/")]
+        batches, self._batches = self._batches, {}
         if not batches:
             return
         params = {n: p for n, p in self.module.network.named_parameters() if p.grad is not None}
         if not params:
             raise RunError(f"{type(self).__name__}: no weight of the network trains, and adapters are not projected")
-        rows = []
-        for batch in batches:
-            found = context.gradients(batch)
-            rows.append(flatten({n: found.get(n, torch.zeros_like(p)) for n, p in params.items()}, list(params)))
-        references = torch.stack(rows)
+        references = torch.stack([self._reference(context, parts, params) for parts in batches.values()])
         before = flatten({n: p.grad for n, p in params.items() if p.grad is not None}, list(params))
         after = self.projected(before, references)
         context.log(f"{self.name}/violations", (references @ before < 0).sum())
@@ -92,3 +99,11 @@ class _Projection(_Memories):
         for param, part in zip(params.values(), torch.split(after, [p.numel() for p in params.values()]), strict=True):
             assert param.grad is not None
             param.grad.copy_(part.view_as(param))
+
+    def _reference(self, context: StepContext, batches: list[Batch], params: Mapping[str, Tensor]) -> Tensor:
+        """(P,) gradient of the module's own loss, the mean over a step's batches."""
+        rows = []
+        for batch in batches:
+            found = context.gradients(batch)
+            rows.append(flatten({n: found.get(n, torch.zeros_like(p)) for n, p in params.items()}, list(params)))
+        return torch.stack(rows).mean(0) if len(rows) > 1 else rows[0]

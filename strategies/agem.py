@@ -30,7 +30,7 @@ class AGEM(_Projection):
 
     Differences from the published code: the memory holds keys; samples are read and augmented anew. Samples of a task
     are chosen when it ends, out of all that it has, where the code takes them as they come. With accumulated gradients
-    the reference is that of the last of the accumulated batches.
+    the reference is the mean of those of the accumulated batches.
     """
 
     def __init__(self, size: int, batch_size: int | None = None, rule: Rule = "reservoir") -> None:

@@ -17,13 +17,15 @@ from mmcl.strategy import StepContext, Strategy
 SHARED = "columns"
 """Group of classes that have a column of their own in a head; those of a task alone are under its position."""
 
+Rows = tuple[Tensor, Tensor, Tensor, Tensor]
+
 
 class CenterLoss(Strategy):
     """Center loss (Wen et al., "A Discriminative Feature Learning Approach", ECCV 2016) over a stream.
 
-    weight / 2 x mean_i |x_i - c_{y_i}|^2. After each step the centres of the batch's classes move towards its features,
-    c_j <- c_j - rate x sum (c_j - x_i) / (1 + n_j). Centres of earlier tasks stay, so with replay their samples are
-    drawn to where they were.
+    weight / 2 x mean_i |x_i - c_{y_i}|^2 over the rows with a class; one that has no centre yet adds 0. After each step
+    the centres of the batch's classes move towards its features, c_j <- c_j - rate x sum (c_j - x_i) / (1 + n_j).
+    Centres of earlier tasks stay, so with replay their samples are drawn to where they were.
 
     A class is a column of the module's head where the batch tells it (``targets``), so that tasks may share classes;
     else it is a label of the row's task.
@@ -38,9 +40,11 @@ class CenterLoss(Strategy):
         ConfigError: an argument is out of range.
 
     Differences from the published code: a centre begins as the mean of the first features of its class, not at random,
-    and pulls from the next step on. Centres are state, not parameters of an optimizer; they follow the batches of all
-    processes, with accumulated gradients the last batch of a step.
+    and pulls from the next step on. Centres are state, not parameters of an optimizer; they follow all that a step
+    has seen, on all processes.
     """
+
+    gradients = "observe"
 
     centers: dict[str, Tensor]
     seen: dict[str, Tensor]
@@ -57,29 +61,34 @@ class CenterLoss(Strategy):
         self.needs = frozenset({f"features.{feature}" if feature else "features"} if weight else ())
         self.add_state("centers", {}, dtype=None)
         self.add_state("seen", {}, dtype=None)
+        self._rows: list[Rows] = []  # of the step under way, several where gradients are accumulated
+        self._step: list[Rows] = []
 
     def losses(self, context: StepContext) -> Mapping[str, Tensor]:
         if not self.weight:
             return {}
         features = self._features(context.outputs)
         groups, classes, valid = _classes(context.batch)
+        self._rows.append((features.detach(), groups, classes, valid))
         fixed, known = torch.zeros_like(features), torch.zeros_like(valid)
         for name, centers in self.centers.items():
             rows = valid & (groups == _number(name)) & (classes < len(centers))
             rows[rows.clone()] = self.seen[name][classes[rows]]
             fixed[rows] = centers[classes[rows]].to(features.dtype)
             known = known | rows
-        count = known.sum().float()
-        share = count / context.reduce(count).clamp(min=1e-9)
-        loss = center_loss(features[known], fixed[known]) if count else features.sum() * 0.0
+        loss = center_loss(features[known], fixed[known]) if known.any() else features.sum() * 0.0
+        share = known.sum().float() / context.reduce(valid.sum().float()).clamp(min=1e-9)
         return {"center_loss": self.weight * share * loss}
 
+    def on_gradients(self, context: StepContext) -> None:
+        """Nothing is changed: what the step has seen is set aside, whether or not the step really happens."""
+        self._step, self._rows = self._rows, []
+
     def on_step_end(self, context: StepContext) -> None:
-        if not self.weight:
+        if not self._step:
             return
-        features = self._features(context.outputs).detach()
-        groups, classes, valid = _classes(context.batch)
-        features, groups, classes, valid = (context.gather(x) for x in (features, groups, classes, valid))
+        features, groups, classes, valid = (context.gather(torch.cat(x)) for x in zip(*self._step, strict=True))
+        self._step = []
         for number in torch.unique(groups[valid]).tolist():
             rows = valid & (groups == number)
             self._move(SHARED if number < 0 else str(number), features[rows], classes[rows])

@@ -34,8 +34,7 @@ class GEM(_Projection):
 
     Differences from the published code: the memory holds keys of samples chosen when a task ends, not the last ones
     seen, and a batch of it is drawn at each step, not all of it taken. No 1e-3 is added to the diagonal of M M^T: the
-    solver needs none. With accumulated gradients the reference batches are those of the last of the accumulated
-    batches.
+    solver needs none. With accumulated gradients a row of M is the mean of those of the accumulated batches.
     """
 
     def __init__(self, size: int, batch_size: int | None = None, margin: float = 0.5, rule: Rule = "reservoir") -> None:

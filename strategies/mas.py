@@ -41,6 +41,8 @@ class MAS(_MeasuredPenalty):
     head of its own for each task; here columns of other tasks are masked where the module says which they are.
     """
 
+    scale = 2.0
+
     def __init__(
         self,
         weight: float = 1.0,
@@ -51,7 +53,7 @@ class MAS(_MeasuredPenalty):
         rule: Rule = "online",
         gamma: float = 1.0,
     ) -> None:
-        super().__init__(weight * 2, estimator, limit, batch_size, rule, gamma)
+        super().__init__(weight, estimator, limit, batch_size, rule, gamma)
         if on is not None and on not in get_args(Answer):
             raise ConfigError(f"MAS: on '{on}' is unknown; {near(on, get_args(Answer))}")
         self.on = on

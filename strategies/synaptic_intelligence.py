@@ -49,7 +49,7 @@ class SynapticIntelligence(Strategy):
         super().__init__()
         if not damping > 0:
             raise ConfigError(f"SynapticIntelligence: damping is {damping}; it must be above 0")
-        pull = _SynapticPull(2 * weight, rule, gamma)
+        pull = _SynapticPull(weight, rule, gamma)
         self._parts = (_SynapticPath(pull, damping, approximate), pull)
 
     def parts(self) -> Sequence[Strategy]:
@@ -59,8 +59,11 @@ class SynapticIntelligence(Strategy):
 class _SynapticPull(_QuadraticPenalty):
     """The penalty; `_SynapticPath` tells it the importance."""
 
-    def __init__(self, factor: float, rule: Rule, gamma: float) -> None:
-        super().__init__(factor, rule, gamma)
+    scale = 2.0
+    title = "SynapticIntelligence"
+
+    def __init__(self, weight: float, rule: Rule, gamma: float) -> None:
+        super().__init__(weight, rule, gamma)
         self.name = "synaptic_intelligence"
 
 

@@ -10,7 +10,6 @@ from typing import Any
 import cases
 import numpy as np
 import pytest
-import tiny
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -44,7 +43,11 @@ class Regression:
         return Outputs(logits=self.network(batch["x"]), targets=batch["y"], valid=batch["valid"])
 
     def loss(self, outputs: Outputs, batch: dict[str, Any]) -> dict[str, Tensor]:
-        return self.objective.terms(outputs, batch)
+        """`CrossEntropy` in the arrays' float64, where it has float32."""
+        assert outputs.logits is not None
+        valid = batch["valid"]
+        total = F.cross_entropy(outputs.logits[valid], batch["y"][valid], reduction="sum")
+        return {"loss": total / valid.sum().clamp(min=1)}
 
 
 @pytest.fixture(scope="module")
@@ -279,13 +282,3 @@ def test_bad_arguments_are_refused(build: Any, message: str) -> None:
     with pytest.raises(ConfigError) as error:
         build()
     assert message in str(error.value) and "\n" not in str(error.value)
-
-
-def test_ewc_keeps_what_a_later_task_would_forget(tmp_path: Path) -> None:
-    """Two tasks of a toy: with a strong pull the weights that the first one needs hardly move in the second."""
-    moved = []
-    for name, strategies in (("plain", []), ("held", [EWC(1e5)])):
-        cases.run("domains", tmp_path / "shards", tmp_path / name, strategies)
-        first, last = tiny.network(tmp_path / name, "task-1"), tiny.network(tmp_path / name, "task-2")
-        moved.append(sum(float((last[k].float() - first[k].float()).square().sum()) for k in first))
-    assert moved[1] < moved[0] / 2
