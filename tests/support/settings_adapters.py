@@ -14,6 +14,8 @@ QKV = r"in_proj_weight|qkv\.weight|[qkv]_proj\.weight"
 MLP = r"(c_fc|c_proj|fc1|fc2|gate_proj|up_proj|down_proj)\.weight"
 ADAPTED = rf"{HEAD}|.*\.({QKV}|{MLP})"
 """What adapters on the default places may change."""
+RESNET_NORMS = r"(conv1\.[14]|downsample\.2)\.(weight|bias)"
+"""Batch norms of a residual network's stem and shortcuts, which have no name of their own."""
 NORMS = r"(norm\w*|ln\w*|\w*layer_?norm\w*|bn\w*)\.(weight|bias)"
 
 SETTINGS = {
@@ -47,6 +49,6 @@ SETTINGS = {
     "LNFit": Setting(
         lambda: [LNFit()],
         ("domains", "clip", "classes", "causal_lm", "asr-whisper"),
-        changes=rf"{HEAD}|(.*\.)?{NORMS}|.*(running_mean|running_var|num_batches_tracked|downsample\.1\..*)",
+        changes=rf"{HEAD}|(.*\.)?{NORMS}|.*(running_mean|running_var|num_batches_tracked|{RESNET_NORMS})",
     ),
 }
