@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import platform
 import resource
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Sized
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
@@ -50,7 +50,9 @@ def _plain(value: Any) -> Any:
         return [_plain(v) for v in value]
     if isinstance(value, nn.Module):
         return type(value).__name__
-    return str(value) if len(str(value)) <= 200 else f"{type(value).__name__} of {len(value)} items"
+    if len(str(value)) <= 200:
+        return str(value)
+    return f"{type(value).__name__} of {len(value)} items" if isinstance(value, Sized) else f"{str(value)[:197]}..."
 
 
 def now() -> str:
