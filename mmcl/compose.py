@@ -9,6 +9,7 @@ from functools import partial
 from mmcl.errors import ConfigError
 from mmcl.outputs import Batch, Forward, Outputs
 from mmcl.strategy import CLAIMS, PHASES, ModuleContract, StepContext, Strategy, overriders, overrides
+from mmcl.weights import canonical
 
 
 def expand(strategies: Sequence[Strategy]) -> list[Strategy]:
@@ -46,8 +47,10 @@ def check(strategies: Sequence[Strategy], module: ModuleContract, facts: frozens
         facts: properties of the run that a strategy may not support (``fsdp``, ``compile``, ``accumulation``).
 
     Raises:
-        ConfigError: two strategies claim one resource, a need that the module lacks, an unsupported property.
+        ConfigError: two strategies claim one resource, a need that the module lacks, an unsupported property, or a
+            strategy that holds weights beside one that freezes all of them.
     """
+    _check_weights_train(strategies, module)
     owners: dict[str, Strategy] = {}
     for strategy in strategies:
         title = type(strategy).__name__
@@ -64,6 +67,18 @@ def check(strategies: Sequence[Strategy], module: ModuleContract, facts: frozens
             raise ConfigError(f"{title} does not support {fact}")
         if overrides(strategy, "on_gradients") and strategy.gradients not in PHASES:
             raise ConfigError(f"{title} overrides on_gradients and must say its phase: one of {', '.join(PHASES)}")
+
+
+def _check_weights_train(strategies: Sequence[Strategy], module: ModuleContract) -> None:
+    """Refuse what holds weights of the network beside what freezes all of them."""
+    holding, freezing = (next((s for s in strategies if getattr(s, what)), None) for what in ("holds", "freezes"))
+    if holding is None or freezing is None:
+        return
+    if not any(module.is_head(canonical(name)) for name, _ in module.network.named_parameters()):
+        raise ConfigError(
+            f"{type(holding).__name__} works on weights of the network that train, and {type(freezing).__name__} "
+            f"leaves none of {type(module).__name__}; leave one of them out"
+        )
 
 
 class Composition:

@@ -166,6 +166,10 @@ class Strategy(Recorded, nn.Module):
     """Named evaluation weights beside the default one, for `test` and export."""
     adapts_at_test: ClassVar[bool] = False
     """Whether it adapts while it is tested: its `wrap_forward` is called in `mmcl test` alone, with gradients on."""
+    freezes: bool = False
+    """Whether it freezes the whole network but for what `ModuleContract.is_head` names."""
+    holds: bool = False
+    """Whether it works on weights of the network that train; refused beside what leaves none."""
     unsupported: frozenset[str] = frozenset()
     """What it cannot do: ``fsdp``, ``accumulation``."""
 

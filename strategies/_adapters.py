@@ -131,6 +131,7 @@ class Adapters(Selective):
             self._require(role in KNOWN, f"role '{role}' is unknown; {near(role, KNOWN)}")
         self._require(tasks in modes, f"tasks '{tasks}' is unknown; {near(tasks, modes)}")
         self.towers, self.roles, self.blocks, self.tasks = towers, roles, blocks, tasks
+        self.freezes = not also
         self.adapters = nn.ModuleDict()
         self.sites: dict[str, Site] = {}
 

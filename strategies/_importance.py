@@ -52,6 +52,7 @@ class _QuadraticPenalty(Strategy):
         if gamma < 1 and rule != "online":
             raise ConfigError(f"{title}: gamma belongs to rule 'online', not to '{rule}'")
         self.factor, self.rule, self.gamma = self.scale * weight, rule, gamma
+        self.holds = weight > 0
         self.add_state("importance", {}, dtype=None)
         self.add_state("anchor", {}, dtype=None)
         self.add_state("tasks", 0)

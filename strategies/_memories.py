@@ -67,6 +67,7 @@ class _Projection(_Memories):
     """A gradient that is changed where it would raise the loss on a memory."""
 
     gradients = "project"
+    holds = True
     unsupported = frozenset({"fsdp"})
 
     def __init__(self, size: int, batch_size: int | None, rule: Rule) -> None:

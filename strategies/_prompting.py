@@ -43,6 +43,7 @@ class PromptStrategy(Strategy):
     the same samples again, it is kept (in memory, not in checkpoints) for as long as the tower's weights stay.
     """
 
+    freezes = True
     pool_size: int = 0
     """Prompts that are counted."""
     selected: dict[str, Tensor]

@@ -39,6 +39,7 @@ class WeightConsolidation(Strategy):
         if not 0 <= weight < math.inf:
             raise ConfigError(f"{type(self).__name__}: weight is {weight}; a weight is 0 or more")
         self.weight = weight
+        self.holds = weight > 0
         self.snapshots = frozenset({self.anchor} if weight else ())
 
     def on_gradients(self, context: StepContext) -> None:

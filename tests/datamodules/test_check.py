@@ -92,6 +92,8 @@ def test_sources_that_cannot_be_opened(make_data, make_source, change, message, 
     good = make_source((10,))
     bad = replace(good, **change)
     others = {"train": {}, "evals": {"evals": [bad]}, "sources": {"sources": {"x": bad}}}[place]
+    if place == "evals" and bad.is_stream:
+        message = "its source is a stream, and an evaluation needs an index"
     with pytest.raises(ConfigError, match=message):
         make_data(bad if place == "train" else good, **others).check()
 

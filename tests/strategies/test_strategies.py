@@ -15,6 +15,7 @@ import torch
 
 import mmcl.strategies
 from mmcl import plugins, weights
+from mmcl.compose import check
 from mmcl.errors import ConfigError, RunError
 from mmcl.outputs import Outputs
 from mmcl.strategies import (
@@ -22,6 +23,7 @@ from mmcl.strategies import (
     Distillation,
     ExperienceReplay,
     Frozen,
+    LoRA,
     LwF,
     MomentumInterpolation,
     WeightConsolidation,
@@ -270,12 +272,25 @@ def test_averages_of_half_precision_are_kept_in_float32(data: Any) -> None:
     assert run.weights()["visual.weight"].dtype == torch.bfloat16
 
 
-def test_consolidation_names_what_it_cannot_hold(data: Any) -> None:
+def test_consolidation_leaves_alone_what_came_later(data: Any) -> None:
     run = data.run(WeightConsolidation())
     run.begin()
     run.module.network.adapter = torch.nn.Linear(2, 2)
-    with pytest.raises(RunError, match=r"'adapter\.weight' trains but is no weight"):
-        data.train(run, 1)
+    data.train(run, 2)
+    assert run.module.network.adapter.weight.grad is None
+    assert run.logged["weight_consolidation/penalty"] > 0
+
+
+def test_what_holds_weights_is_refused_where_none_trains(toolbox: SimpleNamespace) -> None:
+    module: Any = SimpleNamespace(
+        network=toolbox.Towers(), is_head=lambda name: False, provides=frozenset({"sites.linear", "logit_scale"})
+    )
+    with pytest.raises(ConfigError, match="WeightConsolidation works on weights of the network that train, and LoRA"):
+        check([LoRA(), WeightConsolidation()], module)
+    check([LoRA(), WeightConsolidation(0.0)], module)
+    check([LoRA(also=["visual.weight"]), WeightConsolidation()], module)
+    module.is_head = lambda name: name.startswith("visual.")
+    check([LoRA(), WeightConsolidation()], module)
 
 
 def test_consolidation_logs_its_value(data: Any) -> None:
