@@ -37,11 +37,14 @@ def skipped(name: str, what: str) -> str | None:
 
 
 def rows(among: Iterable[str] = cases.found(), every: bool = False) -> list[Any]:
-    """Each row with its kinds of module `among` those given; all but its first are slow, unless `every` is asked."""
+    """Each row with its kinds of module `among` those given.
+
+    All but a class's first row and its first kind are slow, unless `every` is asked.
+    """
     found = []
     for name, setting in TABLE.items():
         for i, case in enumerate(c for c in setting.cases if c in among):
-            found.append(pytest.param(name, case, marks=[pytest.mark.slow] if i and not every else []))
+            found.append(pytest.param(name, case, marks=[pytest.mark.slow] if (i or "/" in name) and not every else []))
     return found
 
 
