@@ -112,7 +112,7 @@ def test_memories_are_side_batches_of_earlier_tasks(tmp_path: Path) -> None:
         ("task-1", "agem/memory", 0): 2 * 6,
     }
     assert [len(memory.kept[name]) for name, memory in der.memories.of.items()] == [4, 4]
-    assert [len(rows) for rows in der.stored.values()] == [4, 4]
+    assert [len(rows) for rows in der.remembered.values()] == [4, 4]
 
 
 @pytest.mark.parametrize("case", ["classes-growing", "clip", "causal_lm", "asr-whisper", "asr-wav2vec2"])
@@ -135,7 +135,7 @@ def test_answers_are_those_of_the_time(case: str, tmp_path: Path) -> None:
 
     cases.run(case, tmp_path / "shards", tmp_path / "run", [der, Look(look)])
     assert found and max(found) < 1e-8
-    kept = [row for rows in der.stored.values() for row in rows]
+    kept = [row for rows in der.remembered.values() for row in rows]
     assert all(torch.isfinite(value).all() for row in kept for value in row.values())
 
 
