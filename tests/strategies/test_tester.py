@@ -1,7 +1,7 @@
 """What holds for every strategy: each row of ``tests/support/settings_*.py`` on the kinds of module that it serves.
 
-A run is made once and shared by the properties that look at it. The first kind of a row is tested with every change,
-the others in the slow tests.
+A run is made once and shared by the properties that look at it. A class's first row on its first kind is tested with
+every change. Its other kinds, and its other rows on their first kind, are only trained; the slow tests do the rest.
 """
 
 from __future__ import annotations
@@ -39,12 +39,14 @@ def skipped(name: str, what: str) -> str | None:
 def rows(among: Iterable[str] = cases.found(), every: bool = False) -> list[Any]:
     """Each row with its kinds of module `among` those given.
 
-    All but a class's first row and its first kind are slow, unless `every` is asked.
+    All but a class's first row on its first kind are slow; with `every` one of them is enough.
     """
     found = []
     for name, setting in TABLE.items():
         for i, case in enumerate(c for c in setting.cases if c in among):
-            found.append(pytest.param(name, case, marks=[pytest.mark.slow] if (i or "/" in name) and not every else []))
+            later = [i > 0, "/" in name]
+            slow = all(later) if every else any(later)
+            found.append(pytest.param(name, case, marks=[pytest.mark.slow] if slow else []))
     return found
 
 
