@@ -29,10 +29,17 @@ from mmcl.strategies import (
 )
 from mmcl.strategy import StepContext
 
+
+def slow(when: bool) -> list[pytest.MarkDecorator]:
+    return [pytest.mark.slow] if when else []
+
+
 CASES = sorted(cases.found())
 SETS = ("ensemble", "momentum", "interpolation")
 UNLIKE = ("asr-wav2vec2", "causal_lm", "classes-growing", "clip", "llava", "wav2vec2")
-"""One of each kind; the tests that take longest leave the others to the slow ones."""
+"""One of each kind."""
+THINNED = [pytest.param(case, marks=slow(case not in UNLIKE)) for case in CASES]
+"""For the tests that take longest."""
 
 
 def strategies(name: str, case: str) -> list[Strategy]:
@@ -71,10 +78,6 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("cases")
 
 
-def slow(when: bool) -> list[pytest.MarkDecorator]:
-    return [pytest.mark.slow] if when else []
-
-
 @pytest.mark.parametrize(
     ("chosen", "case"),  # each module with one set is fast, and each set with a third of the modules
     [
@@ -93,7 +96,7 @@ def test_strategies_serve_every_module(case: str, chosen: str, shards: Path, tmp
     assert any(not torch.equal(start[k], end[k]) for k in start if start[k].shape == end[k].shape)
 
 
-@pytest.mark.parametrize("case", [pytest.param(case, marks=slow(case not in UNLIKE)) for case in CASES])
+@pytest.mark.parametrize("case", THINNED)
 def test_an_interrupted_run_ends_with_the_same_weights(case: str, shards: Path, tmp_path: Path) -> None:
     """Cut in the first task, in the evaluation after it and in the second task, and continued from the disk."""
 
@@ -113,7 +116,7 @@ def test_an_interrupted_run_ends_with_the_same_weights(case: str, shards: Path, 
         assert a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", THINNED)
 def test_mixed_precision_trains_every_module(case: str, shards: Path, tmp_path: Path) -> None:
     results = cases.run(case, shards / case, tmp_path / "run", precision="bf16-mixed")
     assert bool(torch.tensor(results["matrix"]["values"], dtype=torch.float64).isfinite().all())
