@@ -123,7 +123,8 @@ def _made(evalset: EvalSet, severity: int, names: Sequence[str], size: int | Non
         if f"{name}.tar" in rows and file.is_file():
             continue
         with ShardFile(file) as shard:
-            for key, pixels, label in tqdm(_samples(readers, size), f"{evalset.name} {name}", leave=False):
+            title = f"{evalset.name} {name}"
+            for key, pixels, label in tqdm(_samples(readers, size), title, disable=None, leave=False):
                 picture = Image.fromarray(corrupted(pixels, name, severity, key))
                 members = (("png", picture), ("cls", label))
                 shard.add(pack(key, [(kind, encode_member(kind, value, key)) for kind, value in members]))

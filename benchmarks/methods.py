@@ -1,17 +1,17 @@
 """Every run of the table of methods: `python -m mmcl.benchmarks.methods --page docs/results.md`.
 
 Class-incremental streams on embedded or fetched pictures, one row for each method, mean and standard deviation over
-seeds. Runs that exist are continued or left alone, so that the command may be interrupted and typed again.
+seeds. Runs that exist are continued or left alone, so that the command may be interrupted and typed again; figures of
+finished runs are kept beside the page, or in the folder of the runs.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,7 @@ class Run:
 
     last: float
     incremental: float
-    forgotten: float
+    forgotten: float | None
     known_task: float
     rate: float | None
     peak: int
@@ -47,7 +47,7 @@ def read(results: Mapping[str, Any]) -> Run:
     return Run(
         100 * float(average_accuracy(matrix)),
         100 * float(average_incremental_accuracy(matrix)),
-        100 * float(forgetting(matrix)),
+        100 * float(forgetting(matrix)) if len(matrix.tasks) > 1 else None,
         100 * statistics.mean(c["metrics"]["task_top1"] for c in final),
         sum(t["samples_per_second"] * t["train_seconds"] for t in steps) / seconds if seconds else None,
         max(t["peak_memory_bytes"] or 0 for t in results["tasks"]),
@@ -57,9 +57,10 @@ def read(results: Mapping[str, Any]) -> Run:
 def table(runs: Mapping[str, Sequence[Run]]) -> list[str]:
     """Rows of the methods that have runs, in Markdown."""
 
-    def shown(values: Iterable[float]) -> str:
-        found = list(values)
-        return f"{statistics.mean(found):.1f}" + (f" ± {statistics.stdev(found):.1f}" if len(found) > 1 else "")
+    def shown(values: Iterable[float | None]) -> str:
+        found = [value for value in values if value is not None]
+        spread = f" ± {statistics.stdev(found):.1f}" if len(found) > 1 else ""
+        return f"{statistics.mean(found):.1f}{spread}" if found else "–"
 
     lines = [
         "| method | seeds | average | average incremental | forgetting | task known | samples/s | peak memory |",
@@ -74,13 +75,12 @@ def table(runs: Mapping[str, Sequence[Run]]) -> list[str]:
     return lines
 
 
-def section(name: str, stream: Mapping[str, Any], out: Path, seeds: Sequence[int]) -> list[str]:
+def section(name: str, stream: Mapping[str, Any], record: tables.Record, seeds: Sequence[int]) -> list[str]:
     """What a stream is and its table; nothing where no run has finished."""
     found: dict[str, list[Run]] = {}
     for method in stream["methods"]:
-        files = [out / name / method / f"seed-{seed}" / "results.json" for seed in seeds]
-        contents = [json.loads(f.read_text(encoding="utf-8")) for f in files if f.exists()]
-        done = [read(content) for content in contents if content["run"]["status"] == "finished"]
+        figures = (record.figures(f"{name}/{method}/seed-{seed}") for seed in seeds)
+        done = [Run(**f) for f in figures if f is not None]
         if done:
             found[method] = done
     return [f"### {stream['title']}", "", *table(found), ""] if found else []
@@ -98,17 +98,18 @@ def main() -> None:
     parser.add_argument("--page", type=Path, help="Markdown page that holds the tables, for instance docs/results.md")
     parser.add_argument("--only_table", action="store_true", help="run nothing; the table of the runs that are there")
     given = parser.parse_args()
+    record = tables.record(given.page, "methods", given.out, lambda results: asdict(read(results)))
     runs = [
-        (("--config", streams[name]["config"], *map(str, arguments)), given.out / name / method / f"seed-{seed}", seed)
+        (f"{name}/{method}/seed-{seed}", ("--config", streams[name]["config"], *streams[name]["arguments"], *own), seed)
         for seed in given.seeds
         for name in given.streams
-        for method, arguments in streams[name]["methods"].items()
+        for method, own in streams[name]["methods"].items()
         if given.methods is None or method in given.methods
     ]
     if not given.only_table:
         with ThreadPoolExecutor(given.jobs) as pool:
-            list(pool.map(lambda run: tables.fit(*run), runs))
-    lines = [line for name, stream in streams.items() for line in section(name, stream, given.out, given.seeds)]
+            list(pool.map(lambda run: record.run(run[0], run[1], given.out / run[0], run[2]), runs))
+    lines = [line for name, stream in streams.items() for line in section(name, stream, record, given.seeds)]
     text = "\n".join(lines).rstrip()
     print(text)
     if given.page is not None:

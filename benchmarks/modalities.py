@@ -1,14 +1,14 @@
 """Every run of the table of all modalities: `python -m mmcl.benchmarks.modalities --page docs/results.md`.
 
-Runs that exist are continued or left alone, so that the command may be interrupted and typed again. The streams need
-fetched data and models; a run that lacks one says which.
+Runs that exist are continued or left alone, so that the command may be interrupted and typed again; figures of finished
+runs are kept beside the page, or in the folder of the runs. The streams need fetched data and models; a run that lacks
+one says which.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +40,7 @@ def section(title: str, stream: str, runs: Mapping[str, dict[str, Any]]) -> list
     first = next(iter(runs.values()))
     matrix = first["matrix"]
     signs = {"lower": " ↓", "higher": ""}
-    held = [e["name"] for e in first["stream"]["evals"] if e["name"] not in matrix["tasks"]]
+    held = first["held_out"]
     names = [
         f"{'*' if c in held else ''}{c}{'*' if c in held else ''}{signs[d]} ({n})"
         for c, d, n in zip(matrix["columns"], matrix["directions"], matrix["counts"], strict=True)
@@ -54,16 +54,13 @@ def section(title: str, stream: str, runs: Mapping[str, dict[str, Any]]) -> list
 
 
 def table(names: Sequence[str], runs: Mapping[str, tuple[dict[str, Any], list[list[float | None]]]]) -> list[str]:
-    """Rows of every run: what its record says and the matrix to print."""
+    """Rows of every run: what `keep` took of it and the matrix to print."""
     lines = [f"| method | after | {' | '.join(names)} | training, peak memory |", "|---" * (len(names) + 3) + "|"]
     lines.append(line("any", "nothing", next(iter(runs.values()))[1][0], ""))
     for method, (results, values) in runs.items():
-        tasks = [task["name"] for task in results["stream"]["tasks"]]
-        seconds = sum(task["train_seconds"] for task in results["tasks"])
-        peak = max(task["peak_memory_bytes"] or 0 for task in results["tasks"])
-        rows = [(task, row) for task, row in zip(tasks, values[1:], strict=True) if row != values[0]]
+        rows = [(task, row) for task, row in zip(results["tasks"], values[1:], strict=True) if row != values[0]]
         for i, (after, row) in enumerate(rows):
-            cost = f"{seconds:.0f} s, {memory(peak)}" if i == len(rows) - 1 else ""
+            cost = f"{results['seconds']:.0f} s, {memory(results['peak'])}" if i == len(rows) - 1 else ""
             lines.append(line(method if i == 0 else "", after, row, cost))
     return [*lines, ""]
 
@@ -87,15 +84,26 @@ def figure(value: float | None) -> str:
     return f"{value:.3f}" if abs(value) < 10 else f"{value:.1f}"
 
 
-def gather(streams: Iterable[str], methods: Sequence[str], out: Path) -> str:
+def keep(results: Mapping[str, Any]) -> dict[str, Any]:
+    """The part of a run's results that its table shows."""
+    return {
+        "matrix": results["matrix"],
+        "held_out": [e["name"] for e in results["stream"]["evals"] if e["name"] not in results["matrix"]["tasks"]],
+        "tasks": [t["name"] for t in results["stream"]["tasks"]],
+        "seconds": sum(t["train_seconds"] for t in results["tasks"]),
+        "peak": max(t["peak_memory_bytes"] or 0 for t in results["tasks"]),
+        "cells": [{name: cell[name] for name in ("row", "eval", "metrics")} for cell in results["cells"]],
+    }
+
+
+def gather(record: tables.Record) -> str:
     """Sections of all streams that have finished runs."""
     lines: list[str] = []
-    for stream in streams:
-        files = {m: out / stream / m / "results.json" for m in methods}
-        runs = {m: json.loads(f.read_text(encoding="utf-8")) for m, f in files.items() if f.exists()}
-        runs = {m: r for m, r in runs.items() if r["run"]["status"] == "finished"}
+    for stream, title in STREAMS.items():
+        found = {method: record.figures(f"{stream}/{method}") for method in METHODS}
+        runs = {method: figures for method, figures in found.items() if figures is not None}
         if runs:
-            lines += section(STREAMS[stream], stream, runs)
+            lines += section(title, stream, runs)
     return "\n".join(lines).rstrip()
 
 
@@ -109,12 +117,14 @@ def main() -> None:
     parser.add_argument("--page", type=Path, help="Markdown page that holds the tables, for instance docs/results.md")
     parser.add_argument("--only_table", action="store_true", help="run nothing; the tables of the runs that are there")
     given = parser.parse_args()
+    record = tables.record(given.page, "modalities", given.out, keep)
     known = presets.listing()
     for stream in given.streams:
         for method in given.methods:
-            if f"pocket/{stream}/{method}" in known and not given.only_table:
-                tables.fit(("--config", f"pocket/{stream}/{method}"), given.out / stream / method, given.seed)
-    text = gather(STREAMS, METHODS, given.out)
+            config, name = f"pocket/{stream}/{method}", f"{stream}/{method}"
+            if config in known and not given.only_table:
+                record.run(name, ("--config", config), given.out / name, given.seed)
+    text = gather(record)
     print(text)
     if given.page is not None:
         tables.fill(given.page, "modalities", text)

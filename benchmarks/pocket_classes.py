@@ -1,6 +1,7 @@
-"""Fashion-MNIST in five tasks of two classes: a class-incremental stream on real pictures.
+"""Class-incremental streams on real pictures: Fashion-MNIST in five tasks, or with the digits of MNIST in ten.
 
-Xiao, Rasul and Vollgraf (2017), arXiv:1708.07747; the pictures come with `mmcl data get fashion-mnist`.
+Xiao, Rasul and Vollgraf (2017), arXiv:1708.07747; LeCun, Cortes and Burges (1998). The pictures come with
+`mmcl data get fashion-mnist mnist`.
 """
 
 from __future__ import annotations
@@ -10,58 +11,81 @@ from functools import cache
 
 from mmcl import assets
 from mmcl.datamodules.index import load_index
-from mmcl.errors import ConfigError
+from mmcl.errors import ConfigError, near
 from mmcl.stream import Budget, EvalSet, Source, Stream, Task
 
-ASSET = "fashion-mnist"
-CLASSES = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")
-TEST = 1_000
+CLASSES = {
+    "fashion-mnist": (
+        *("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat"),
+        *("Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"),
+    ),
+    "mnist": tuple(f"digit {label}" for label in range(10)),
+}
+"""Data set -> its ten classes in the order of their labels."""
+TITLES = {"fashion-mnist": "Fashion-MNIST's ten classes", "mnist": "MNIST's ten digits"}
+TEST = {"fashion-mnist": 1_000, "mnist": 892}
+"""Data set -> test pictures of its rarest class."""
 STEPS = 40
 """Optimizer steps of a task."""
 PROTOCOL = (
-    "Class-incremental. Fashion-MNIST's ten classes come two at a time, in the order of their labels: each task trains "
-    "on all 12,000 training pictures of its two classes, drawn by the seed. A task's column holds test pictures of its "
-    "two classes; the model is not told the task. Columns of classes that are still to come are 0, and nothing is held "
-    "out: what is lost shows in the columns of earlier tasks."
+    "Class-incremental. {sets} come {each} at a time, in the order of their labels: each task trains on all training "
+    "pictures of its classes, drawn by the seed. A task's column holds test pictures of its classes; the model is not "
+    "told the task. Columns of classes that are still to come are 0, and nothing is held out: what is lost shows in "
+    "the columns of earlier tasks. The columns use {test} pictures of each class."
 )
 
 
-def pocket_classes(steps: int = STEPS, test: int = 250, classes_per_task: int = 2) -> Stream:
+def pocket_classes(
+    steps: int = STEPS, test: int = 250, classes_per_task: int = 2, sets: Sequence[str] = ("fashion-mnist",)
+) -> Stream:
     """Fashion-MNIST, two classes at a time.
 
     Args:
         steps: optimizer steps of each task.
-        test: how many pictures of each class are measured, the first ones of the test set; it has 1,000.
+        test: how many pictures of each class are measured, the first ones of the test set.
         classes_per_task: how many classes come with a task.
+        sets: data sets, one after the other: ``fashion-mnist`` and ``mnist``.
 
     Raises:
-        ConfigError: a number that cannot be, or the pictures were not fetched.
+        ConfigError: a number or a set that cannot be, or the pictures were not fetched.
     """
-    if not 1 <= test <= TEST:
-        raise ConfigError(f"pocket_classes: test is {test}; the test set has 1 to {TEST} pictures of each class")
-    if not 1 <= classes_per_task <= len(CLASSES):
-        raise ConfigError(f"pocket_classes: classes_per_task is {classes_per_task}; take 1 to {len(CLASSES)}")
-    groups = [range(i, min(i + classes_per_task, len(CLASSES))) for i in range(0, len(CLASSES), classes_per_task)]
-    tasks = [_task(group, steps) for group in groups]
-    protocol = f"{PROTOCOL} The columns use {test} pictures of each class."
-    return Stream("pocket_classes", tasks, [_column(group, test) for group in groups], protocol=protocol)
+    for name in sets:
+        if name not in CLASSES:
+            raise ConfigError(f"pocket_classes: {name!r} is no data set of it; {near(name, CLASSES)}")
+        if not 1 <= test <= TEST[name]:
+            raise ConfigError(
+                f"pocket_classes: test is {test}; the test set of {name} has 1 to {TEST[name]} pictures of each class"
+            )
+    if not sets or len(set(sets)) < len(sets):
+        raise ConfigError(f"pocket_classes: sets is {list(sets)}; name each set once, and at least one")
+    if not 1 <= classes_per_task <= 10:
+        raise ConfigError(f"pocket_classes: classes_per_task is {classes_per_task}; take 1 to 10")
+    groups = [(s, range(i, min(i + classes_per_task, 10))) for s in sets for i in range(0, 10, classes_per_task)]
+    return Stream(
+        "pocket_classes",
+        [_task(*group, steps) for group in groups],
+        [_column(*group, test) for group in groups],
+        protocol=PROTOCOL.format(sets=" and then ".join(TITLES[s] for s in sets), each=classes_per_task, test=test),
+    )
 
 
-def _task(group: Sequence[int], steps: int) -> Task:
-    source = Source(_shards("train"), name=_name(group), labels=_labels(group))
-    return Task(_name(group), [source], Budget(steps=steps), _name(group), class_names=_names(group))
+def _task(data: str, group: Sequence[int], steps: int) -> Task:
+    name = _name(data, group)
+    source = Source(_shards(data, "train"), name=name, labels=_labels(group))
+    return Task(name, [source], Budget(steps=steps), name, class_names=_names(data, group))
 
 
-def _column(group: Sequence[int], test: int) -> EvalSet:
-    keys = [key for label in group for key in _by_class()[label][:test]]
-    source = Source(_shards("test"), name=_name(group), keys=keys, augment=False, labels=_labels(group))
-    return EvalSet(_name(group), source, "classification", _names(group), group="task")
+def _column(data: str, group: Sequence[int], test: int) -> EvalSet:
+    name = _name(data, group)
+    keys = [key for label in group for key in _by_class(data)[label][:test]]
+    source = Source(_shards(data, "test"), name=name, keys=keys, augment=False, labels=_labels(group))
+    return EvalSet(name, source, "classification", _names(data, group), group="task")
 
 
-def _by_class() -> dict[int, list[str]]:
+def _by_class(data: str) -> dict[int, list[str]]:
     """Label -> the keys of its test pictures, in the order of the published test set."""
-    found: dict[int, list[str]] = {label: [] for label in range(len(CLASSES))}
-    for key, label in sorted(pair for shard in _shards("test") for pair in _members(shard)):
+    found: dict[int, list[str]] = {label: [] for label in range(10)}
+    for key, label in sorted(pair for shard in _shards(data, "test") for pair in _members(shard)):
         found[label].append(key)
     return found
 
@@ -73,17 +97,17 @@ def _members(shard: str) -> list[tuple[str, int]]:
     return [(index.key(i), int(label)) for i, label in enumerate(labels)]
 
 
-def _shards(split: str) -> list[str]:
-    return [str(file) for file in sorted(assets.folder(ASSET).glob(f"{split}-*.tar"))]
+def _shards(data: str, split: str) -> list[str]:
+    return [str(file) for file in sorted(assets.folder(data).glob(f"{split}-*.tar"))]
 
 
 def _labels(group: Sequence[int]) -> dict[int, int]:
     return {label: i for i, label in enumerate(group)}
 
 
-def _names(group: Sequence[int]) -> list[str]:
-    return [CLASSES[label] for label in group]
+def _names(data: str, group: Sequence[int]) -> list[str]:
+    return [CLASSES[data][label] for label in group]
 
 
-def _name(group: Sequence[int]) -> str:
-    return " + ".join(name.lower().replace("/top", "") for name in _names(group))
+def _name(data: str, group: Sequence[int]) -> str:
+    return " + ".join(name.lower().replace("/top", "") for name in _names(data, group))

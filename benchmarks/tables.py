@@ -1,12 +1,59 @@
-"""What the commands behind `docs/results.md` share: `mmcl fit` in a process of one thread, and filling a page."""
+"""What the commands behind `docs/results.md` share: `mmcl fit` on one thread, its figures, and a page to fill."""
 
 from __future__ import annotations
 
+import json
 import os
+import shlex
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from threading import Lock
+from typing import Any
+
+
+class Record:
+    """What a table needs of finished runs, in a JSON file that outlives their folders.
+
+    Args:
+        file: it is read where it exists and written after every run.
+        keep: takes the figures out of a run's ``results.json``.
+    """
+
+    def __init__(self, file: Path, keep: Callable[[Mapping[str, Any]], dict[str, Any]]) -> None:
+        self.file, self.keep = file, keep
+        self.runs: dict[str, dict[str, Any]] = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+        self._lock = Lock()
+
+    def run(self, name: str, arguments: Sequence[str], folder: Path, seed: int) -> None:
+        """`mmcl fit`, unless a run of that name with those arguments is recorded; then its figures are recorded.
+
+        Args:
+            name: of the run in the file.
+            arguments: of `mmcl fit`, without seed and folder.
+            folder: of the run.
+            seed: of the run.
+        """
+        command = shlex.join(["mmcl", "fit", *arguments, "--seed_everything", str(seed)])
+        if self.runs.get(name, {}).get("command") == command or not fit(arguments, folder, seed):
+            return
+        results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+        figures = {"command": command, "versions": results["run"]["versions"], "figures": self.keep(results)}
+        with self._lock:
+            self.runs[name] = figures
+            self.file.parent.mkdir(parents=True, exist_ok=True)
+            lines = (f"{json.dumps(k)}: {json.dumps(v)}" for k, v in sorted(self.runs.items()))
+            self.file.write_text("{\n" + ",\n".join(lines) + "\n}\n", encoding="utf-8")
+
+    def figures(self, name: str) -> dict[str, Any] | None:
+        """Of a recorded run."""
+        return self.runs[name]["figures"] if name in self.runs else None
+
+
+def record(page: Path | None, name: str, out: Path, keep: Callable[[Mapping[str, Any]], dict[str, Any]]) -> Record:
+    """The record of a table: beside its page, as ``results/NAME.json``, or in the folder of the runs."""
+    return Record(page.with_suffix("") / f"{name}.json" if page else out / f"{name}.json", keep)
 
 
 def fit(arguments: Sequence[str], folder: Path, seed: int) -> bool:

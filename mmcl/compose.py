@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 
+from mmcl import plugins
 from mmcl.errors import ConfigError
 from mmcl.outputs import Batch, Forward, Outputs
 from mmcl.strategy import CLAIMS, PHASES, ModuleContract, StepContext, Strategy, overriders, overrides
@@ -61,12 +62,19 @@ def check(strategies: Sequence[Strategy], module: ModuleContract, facts: frozens
                 other = type(owners[claim]).__name__
                 raise ConfigError(f"{other} and {title} both claim '{claim}'; use one of them")
             owners[claim] = strategy
-        for need in sorted(strategy.needs - module.provides):
-            raise ConfigError(f"{title} needs '{need}', which {type(module).__name__} does not provide")
+        offered = {offer for other in strategies if other is not strategy for offer in other.offers}
+        for need in sorted(strategy.needs - module.provides - offered):
+            raise ConfigError(f"{title} needs '{need}', which {type(module).__name__} does not provide{_givers(need)}")
         for fact in sorted(strategy.unsupported & facts):
             raise ConfigError(f"{title} does not support {fact}")
         if overrides(strategy, "on_gradients") and strategy.gradients not in PHASES:
             raise ConfigError(f"{title} overrides on_gradients and must say its phase: one of {', '.join(PHASES)}")
+
+
+def _givers(need: str) -> str:
+    """Which strategies offer what the module lacks, for a message."""
+    found = [name for name in plugins.listing("strategies") if need in plugins.load("strategies", name).offers]
+    return f"; put {' or '.join(found)} into the list of strategies" if found else ""
 
 
 def _check_weights_train(strategies: Sequence[Strategy], module: ModuleContract) -> None:

@@ -155,7 +155,9 @@ class Strategy(Recorded, nn.Module):
     claims: frozenset[str] = frozenset()
     """Exclusive resources that it takes (`Claim`)."""
     needs: frozenset[str] = frozenset()
-    """Output names and site kinds that the module must provide."""
+    """Output names and site kinds that the module, or another strategy of the list, must provide."""
+    offers: frozenset[str] = frozenset()
+    """What it adds to what strategies beside it may need."""
     snapshots: frozenset[str] = frozenset()
     """Named weights that it reads: ``initial``, ``start``, ``task-K``, ``task-*`` for those of every task."""
     gradients: ClassVar[Phase | None] = None

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from mmcl.errors import ConfigError
 from mmcl.functional.prompts import gather_prefixes, key_pull_loss, select_prompts
 from mmcl.outputs import Batch, Forward, Outputs
-from mmcl.strategies._prompting import SELECTED, Attachment, PromptStrategy, Selected, selected, uniform
+from mmcl.strategies._prompting import KEYS, SELECTED, Attachment, PromptStrategy, Selected, selected, uniform
 from mmcl.strategy import DataPass, StepContext
 from mmcl.stream import Stream, Task
 
@@ -43,6 +43,7 @@ class DualPrompt(PromptStrategy):
     """
 
     claims = frozenset({"prefix"})
+    offers = frozenset({KEYS})
 
     def __init__(
         self,

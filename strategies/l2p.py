@@ -21,7 +21,7 @@ from mmcl.functional.prompts import (
     vote_prompts,
 )
 from mmcl.outputs import Batch, Forward, Outputs
-from mmcl.strategies._prompting import SELECTED, PromptStrategy, Selected, frozen_forward, selected, uniform
+from mmcl.strategies._prompting import KEYS, SELECTED, PromptStrategy, Selected, frozen_forward, selected, uniform
 from mmcl.strategy import DataPass, StepContext
 from mmcl.stream import Stream, Task
 
@@ -63,6 +63,7 @@ class L2P(PromptStrategy):
     """
 
     claims = frozenset({"prompts"})
+    offers = frozenset({KEYS})
 
     place: Tensor
 

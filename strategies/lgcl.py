@@ -14,7 +14,7 @@ from torch import Tensor
 from mmcl.errors import ConfigError, RunError
 from mmcl.functional.prompts import language_guidance_loss
 from mmcl.outputs import Batch
-from mmcl.strategies._prompting import selected
+from mmcl.strategies._prompting import KEYS, selected
 from mmcl.strategy import StepContext, Strategy
 from mmcl.stream import Stream
 
@@ -57,7 +57,7 @@ class LGCL(Strategy):
         self.texts, self.template = texts, template
         self.task_weight, self.class_weight = task_weight, class_weight
         self.active = task_weight > 0 or class_weight > 0
-        self.needs = frozenset({"sites.input"})
+        self.needs = frozenset({"sites.input", *([KEYS] if self.active else ())})
         self.snapshots = frozenset({"initial"} if texts is None and self.active else ())
         self._tables: tuple[Tensor, Tensor] | None = None
 
@@ -82,11 +82,10 @@ class LGCL(Strategy):
             raise ConfigError(f"LGCL: texts '{self.texts}' are vectors of {found} numbers, the features have {size}")
 
     def losses(self, context: StepContext) -> Mapping[str, Tensor]:
-        chosen = selected(context) if self.active else None
         if not self.active or self.tower not in context.batch:
             return {}
-        if chosen is None:
-            raise RunError("LGCL: no prompt was selected by key; put L2P or DualPrompt into the list of strategies")
+        chosen = selected(context)
+        assert chosen is not None
         features = context.outputs.features[self.tower]
         classes, tasks = (table.to(features.device) for table in self._features())
         batch, generator = context.batch, context.generator

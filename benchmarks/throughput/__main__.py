@@ -6,7 +6,19 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from mmcl.benchmarks.throughput import averages, index, kind, merges, reader, scale, startup, step, strategies, zscl
+from mmcl.benchmarks.throughput import (
+    averages,
+    index,
+    kind,
+    merges,
+    prompts,
+    reader,
+    scale,
+    startup,
+    step,
+    strategies,
+    zscl,
+)
 from mmcl.benchmarks.throughput.turns import Plan
 
 MEASUREMENTS = {
@@ -15,6 +27,7 @@ MEASUREMENTS = {
     "zscl": zscl,
     "averages": averages,
     "strategies": strategies,
+    "prompts": prompts,
     "merges": merges,
     "startup": startup,
     "reader": reader,

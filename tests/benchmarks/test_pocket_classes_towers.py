@@ -19,7 +19,7 @@ def fetched(*names: str) -> pytest.MarkDecorator:
 @fetched("fashion-mnist")
 def test_classes_come_two_at_a_time() -> None:
     stream = pocket_classes(test=10)
-    assert [name for task in stream.tasks for name in task.class_names or ()] == list(CLASSES)
+    assert [name for task in stream.tasks for name in task.class_names or ()] == list(CLASSES["fashion-mnist"])
     for task, column in zip(stream.tasks, stream.evals, strict=True):
         (source,) = task.train
         assert len(SourceReader(source)) == 12_000
@@ -29,9 +29,23 @@ def test_classes_come_two_at_a_time() -> None:
     assert len(pocket_classes(classes_per_task=4).tasks) == 3
 
 
+@fetched("fashion-mnist", "mnist")
+def test_digits_come_after_clothes() -> None:
+    stream = pocket_classes(test=10, sets=["fashion-mnist", "mnist"])
+    assert [name for task in stream.tasks for name in task.class_names or ()] == [
+        n for s in CLASSES.values() for n in s
+    ]
+    assert stream.tasks[5].name == "digit 0 + digit 1" and "and then MNIST's ten digits" in stream.protocol
+    assert len(SourceReader(stream.tasks[5].train[0])) == 5923 + 6742
+
+
 def test_numbers_that_cannot_be_are_refused() -> None:
-    with pytest.raises(ConfigError, match="the test set has 1 to 1000 pictures of each class"):
+    with pytest.raises(ConfigError, match="the test set of fashion-mnist has 1 to 1000 pictures of each class"):
         pocket_classes(test=1001)
+    with pytest.raises(ConfigError, match=r"'nist' is no data set of it; did you mean mnist\?"):
+        pocket_classes(sets=["nist"])
+    with pytest.raises(ConfigError, match="name each set once"):
+        pocket_classes(sets=["mnist", "mnist"])
     with pytest.raises(ConfigError, match="classes_per_task is 11"):
         pocket_classes(classes_per_task=11)
     with pytest.raises(ConfigError, match=r"'googel' is no domain; did you mean google\?"):

@@ -18,7 +18,7 @@ from mmcl import Budget, Strategy, Stream, Task
 from mmcl import trainer as lightning
 from mmcl.datamodules import StreamDataModule
 from mmcl.engine import Context
-from mmcl.errors import ConfigError, RunError
+from mmcl.errors import ConfigError
 from mmcl.runner import Runner, RunOptions
 from mmcl.strategies import (
     L2P,
@@ -160,8 +160,8 @@ def test_texts_come_from_the_module_itself(shards: Path, tmp_path: Path, make: M
 
 
 def test_language_needs_a_pool(make: Maker) -> None:
-    with pytest.raises(RunError, match="put L2P or DualPrompt into the list"):
-        make([CODAPrompt(pool_size=6, length=4, blocks=(0,)), LGCL(settings_prompts.texts())]).fit()
+    with pytest.raises(ConfigError, match=r"LGCL needs 'prompts\.keys', .*; put DualPrompt or L2P into the list"):
+        make.entered([CODAPrompt(pool_size=6, length=4, blocks=(0,)), LGCL(settings_prompts.texts())])
 
 
 # -- what is refused --------------------------------------------------------------------------------------------------
