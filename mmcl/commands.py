@@ -264,8 +264,9 @@ def run_command(command: str, arguments: list[str], cli: type[MmclCLI] = MmclCLI
     quiet()
     folder, arguments = presets.default_run_dir(arguments)
     arguments = [*_written_out(arguments), "--run_dir", str(folder)]
+    wanted = {command: cli.subcommands()[command]}  # the parsers of the others take time to build
     try:
-        cli(
+        type(cli.__name__, (cli,), {"subcommands": staticmethod(lambda: wanted)})(
             Module,
             plugins.load("datamodules", "StreamDataModule"),
             subclass_mode_model=True,

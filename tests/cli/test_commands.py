@@ -122,7 +122,7 @@ def stop_at(step: int, monkeypatch: pytest.MonkeyPatch, error: Exception) -> Non
     monkeypatch.setattr(Training, "_after_step", after_step)
 
 
-@pytest.mark.parametrize("step", [2, 7, 8, 11])
+@pytest.mark.parametrize("step", [7, *(pytest.param(step, marks=pytest.mark.slow) for step in (2, 8, 11))])
 def test_an_interrupted_run_goes_on_with_other_workers(
     mmcl: Mmcl, home: Path, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int
 ) -> None:

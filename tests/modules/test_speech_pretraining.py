@@ -180,6 +180,7 @@ def test_the_factor_is_that_of_the_published_models_unless_set(tmp_path, norm, f
     assert set_by_hand.feature_grad_mult == 0.5
 
 
+@pytest.mark.slow
 def test_losses_and_gradients_are_equal_on_two_processes(tmp_path):
     sys.path.insert(0, str(HERE))
     from speech_ranks import CASES

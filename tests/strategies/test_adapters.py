@@ -92,34 +92,6 @@ def test_continued_adapters_are_never_merged(run: Any, tmp_path: Path) -> None:
     assert changed(raw, found)
 
 
-@pytest.mark.parametrize("name", ROWS)
-def test_an_interrupted_run_ends_with_the_same_weights(run: Any, tmp_path: Path, name: str) -> None:
-    """Cut in the first task, in the evaluation after it and in the second task, and continued from the disk."""
-    setting = SETTINGS[name]
-    case = "clip" if "clip" in setting.cases else setting.cases[0]
-    whole = run(case, [*setting.build(), Watch()], "whole")
-    for stage, count in (("fit", 4), ("test", 1), ("fit", 3)):
-        with pytest.raises(Cut):
-            run(case, [*setting.build(), Watch(stage, count)], "cut")
-    assert run(case, [*setting.build(), Watch()], "cut")["matrix"] == whole["matrix"]
-    for point in ("last", "task-1", "task-2"):
-        a, b = (
-            torch.load(tmp_path / folder / "checkpoints" / f"{point}.ckpt", weights_only=True)
-            for folder in ("whole", "cut")
-        )
-        _assert_equal(a["network"], b["network"])
-        _assert_equal(a["strategies"], b["strategies"])
-
-
-def _assert_equal(a: Any, b: Any) -> None:
-    if isinstance(a, dict):
-        assert list(a) == list(b)
-        for key in a:
-            _assert_equal(a[key], b[key])
-    else:
-        assert torch.equal(a, b) if isinstance(a, Tensor) else a == b
-
-
 def test_the_start_is_the_pretrained_model(tmp_path: Path, run: Any) -> None:
     """Row 0, and the first task's first forward, once its factors are drawn."""
     builds = {"plain": [], "lora": [LoRA()], "codyra": [CoDyRA()], "dora": [DoRA()], "vera": [VeRA()]}

@@ -1,15 +1,12 @@
-"""CTP and its parts, against the formulas written out, and cut and continued in whole runs."""
+"""CTP and its parts, against the formulas written out."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import cases
 import pytest
-import tiny
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -18,7 +15,6 @@ from mmcl.errors import ConfigError, RunError
 from mmcl.functional import momentum_contrast_loss, topology_preservation_loss
 from mmcl.functional.contrastive import random_queue
 from mmcl.strategies import CTP, MomentumContrast, TopologyPreservation
-from mmcl.strategy import StepContext, Strategy
 
 NAMES = ("visual.weight", "visual.bias", "tok.weight", "tproj.weight")
 TAU = 0.07
@@ -132,39 +128,6 @@ def test_presets_are_made_of_parts() -> None:
     assert topology.temperature == 0.1 and contrast.snapshots == topology.snapshots == {"start"}
     off = [*CTP(0.0, 0.0, 0.0).parts()]
     assert not any(part.snapshots or part.needs for part in off)
-
-
-class Cut(BaseException):
-    """Ends a run at once, as a killed process does."""
-
-
-class CutAt(Strategy):
-    """Raises at a chosen forward of a stage."""
-
-    def __init__(self, stage: str = "fit", count: int = 0) -> None:
-        super().__init__()
-        self.stage, self.count = stage, count
-
-    def wrap_forward(self, next: Any, batch: Any, context: StepContext) -> Any:
-        if context.stage == self.stage:
-            self.count -= 1
-            if self.count == 0:
-                raise Cut
-        return next(batch)
-
-
-def test_a_cut_run_ends_with_the_same_weights(tmp_path: Path) -> None:
-    def strategies(*cut: Any) -> list[Strategy]:
-        return [CTP(queue_size=12), CutAt(*cut)]
-
-    whole = cases.run("clip", tmp_path / "shards", tmp_path / "whole", strategies())
-    for stage, count in (("fit", 4), ("test", 1), ("fit", 3)):
-        with pytest.raises(Cut):
-            cases.run("clip", tmp_path / "shards", tmp_path / "cut", strategies(stage, count))
-    assert cases.run("clip", tmp_path / "shards", tmp_path / "cut", strategies())["matrix"] == whole["matrix"]
-    for name in ("last", "task-1", "task-2"):
-        a, b = tiny.network(tmp_path / "whole", name), tiny.network(tmp_path / "cut", name)
-        assert a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
 
 
 BAD: list[tuple[Callable[[], Any], str]] = [

@@ -1,4 +1,4 @@
-"""Merges in whole runs: where tasks start, what is evaluated, and what survives a cut."""
+"""Merges in whole runs: where tasks start, and what is evaluated."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from typing import Any
 
 import cases
 import pytest
-import tiny
 import torch
 from torch import Tensor
 
@@ -26,17 +25,13 @@ Weights = dict[str, Tensor]
 
 
 class Watch(Strategy):
-    """Notes the weights that each task starts with, those that it ends with, and those that each row is measured with.
+    """Notes the weights that each task starts with and ends with, and those that each row is measured with."""
 
-    Raises at a chosen forward of a stage, if asked to.
-    """
-
-    def __init__(self, stage: str = "fit", count: int = 0) -> None:
+    def __init__(self) -> None:
         super().__init__()
         self.starts: list[Weights] = []
         self.ends: list[Weights] = []
         self.measured: dict[int, Weights] = {}
-        self.stage, self.count = stage, count
 
     def on_task_start(self, task: Task, data: DataPass) -> None:
         self.starts.append(self.weights(copy=True))
@@ -45,19 +40,11 @@ class Watch(Strategy):
         self.ends.append(self.weights(copy=True))
 
     def wrap_forward(self, next: Forward, batch: Batch, context: StepContext) -> Outputs:
-        if context.stage == self.stage:
-            self.count -= 1
-            if self.count == 0:
-                raise Cut
         if context.stage == "test":
             row = 0 if self.task is None else self.stream.position(self.task) + 1
             if row not in self.measured:
                 self.measured[row] = self.weights(copy=True)
         return next(batch)
-
-
-class Cut(BaseException):
-    """Ends a run at once, as a killed process does."""
 
 
 @pytest.fixture(scope="module")
@@ -165,27 +152,6 @@ def test_what_grew_is_the_live_models(build: Callable[[], Strategy], shards: Pat
                 assert torch.equal(seen[name][new:], value[new:]), name
                 rows.add(-1)
     assert -1 in rows, "nothing grew"
-
-
-@pytest.mark.parametrize(
-    ("case", "build"),
-    [
-        ("clip", lambda: TIES(0.3)),
-        ("classes-growing", lambda: TIES(0.5, prune="random", rule="ema")),
-    ],
-)
-def test_a_cut_run_ends_with_the_same_weights(
-    case: str, build: Callable[[], Strategy], shards: Path, tmp_path: Path
-) -> None:
-    whole = cases.run(case, shards / case, tmp_path / "whole", [build(), Watch()])
-    for stage, count in (("fit", 4), ("test", 1), ("fit", 3)):
-        with pytest.raises(Cut):
-            cases.run(case, shards / case, tmp_path / "cut", [build(), Watch(stage, count)])
-    again = cases.run(case, shards / case, tmp_path / "cut", [build(), Watch()])
-    assert again["matrix"] == whole["matrix"]
-    for name in ("last", "task-1", "task-2"):
-        a, b = tiny.network(tmp_path / "whole", name), tiny.network(tmp_path / "cut", name)
-        assert a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
 
 
 def test_tasks_stay_on_the_disk_where_all_are_needed(shards: Path, tmp_path: Path) -> None:

@@ -17,16 +17,14 @@ PAIRS = [(a, b) for a, b in permutations(TABLE, 2) if common(TABLE[a], TABLE[b])
 
 
 def sample() -> list[tuple[str, str]]:
-    """Pairs in which every strategy stands twice or more, where it has so many partners without a clash."""
+    """Pairs in which every strategy stands, where it has a partner without a clash."""
     names = list(TABLE)
     free = [pair for pair in PAIRS if not clash(*(TABLE[name] for name in pair))]
     free.sort(key=lambda pair: ((names.index(pair[1]) - names.index(pair[0])) % len(names), pair))
-    times = dict.fromkeys(names, 0)
-    chosen = []
-    for first, second in free:
-        if min(times[first], times[second]) < 2:
-            chosen.append((first, second))
-            times[first], times[second] = times[first] + 1, times[second] + 1
+    chosen: list[tuple[str, str]] = []
+    for pair in free:
+        if not set(pair) <= {name for other in chosen for name in other}:
+            chosen.append(pair)
     return chosen
 
 

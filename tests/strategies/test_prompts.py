@@ -19,7 +19,6 @@ from mmcl import trainer as lightning
 from mmcl.datamodules import StreamDataModule
 from mmcl.engine import Context
 from mmcl.errors import ConfigError
-from mmcl.outputs import Batch, Forward, Outputs
 from mmcl.runner import Runner, RunOptions
 from mmcl.strategies import (
     L2P,
@@ -32,7 +31,6 @@ from mmcl.strategies import (
     SPrompts,
 )
 from mmcl.strategies._prompting import SELECTED
-from mmcl.strategy import StepContext
 
 
 @pytest.fixture(scope="module")
@@ -100,42 +98,6 @@ def test_they_go_with_replay_distillation_and_averages(make: Maker) -> None:
     results = runner.fit()
     assert torch.tensor(results["matrix"]["values"], dtype=torch.float64).isfinite().all()
     assert moved(runner) == {"dual_prompt.general", "dual_prompt.slots.1", "dual_prompt.keys.1"}
-
-
-@pytest.mark.parametrize(
-    "build", [lambda: [L2P(6, 2, 2)], pytest.param(lambda: [SPrompts(3, 2)], marks=pytest.mark.slow)]
-)
-def test_a_resumed_run_is_the_same(make: Maker, tmp_path: Path, build: Callable[[], list[Strategy]]) -> None:
-    """Cut in the first task, in the evaluation after it and in the second task."""
-    whole = make(build())
-    wanted = whole.fit()["matrix"]
-    for stage, count in (("fit", 4), ("test", 1), ("fit", 3)):
-        with pytest.raises(Cut):
-            make([*build(), Cuts(stage, count)], folder=tmp_path / "cut").fit()
-    last = make([*build(), Cuts("fit", 0)], folder=tmp_path / "cut")
-    assert last.fit()["matrix"] == wanted
-    for name in ("task-1", "task-2"):
-        one, other = strategies_in(whole, name), strategies_in(last, name)
-        assert all(torch.equal(other[key], value) for key, value in one.items())
-
-
-class Cut(BaseException):
-    """Ends a run at once."""
-
-
-class Cuts(Strategy):
-    """Raises at a chosen forward of a stage."""
-
-    def __init__(self, stage: str, count: int) -> None:
-        super().__init__()
-        self.stage, self.left = stage, count
-
-    def wrap_forward(self, next: Forward, batch: Batch, context: StepContext) -> Outputs:
-        if context.stage == self.stage:
-            self.left -= 1
-            if self.left == 0:
-                raise Cut
-        return next(batch)
 
 
 # -- language ---------------------------------------------------------------------------------------------------------

@@ -1,13 +1,14 @@
 """What holds for every strategy: each row of ``tests/support/settings_*.py`` on the kinds of module that it serves.
 
-A run is made once and shared by the properties that look at it. The first kind of a row is tested with every change,
-the others in the slow tests.
+A run is made once and shared by the properties that look at it. A class's first row on its first kind is tested with
+every change; it is only trained on one more kind, and in its other rows on their first. The slow tests do the rest.
 """
 
 from __future__ import annotations
 
 import io
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -36,15 +37,21 @@ def skipped(name: str, what: str) -> str | None:
     return TABLE[name].skips.get(what) if name else None
 
 
-def rows(among: Iterable[str] = cases.found(), every: bool = False) -> list[Any]:
+def rows(among: Iterable[str] = cases.found(), more: bool = False) -> list[Any]:
     """Each row with its kinds of module `among` those given.
 
-    All but a class's first row and its first kind are slow, unless `every` is asked.
+    All but a class's first row on its first kind are slow. With `more` so are not other rows on their first kind, and
+    first rows on a second one, that which the fewest rows have had so far.
     """
     found = []
+    taken: Counter[str] = Counter()
     for name, setting in TABLE.items():
-        for i, case in enumerate(c for c in setting.cases if c in among):
-            found.append(pytest.param(name, case, marks=[pytest.mark.slow] if (i or "/" in name) and not every else []))
+        able = [case for case in setting.cases if case in among]
+        fast = able[:1] if more or "/" not in name else []
+        if more and "/" not in name and able[1:]:
+            fast.append(min(able[1:], key=taken.__getitem__))
+        taken.update(fast)
+        found += [pytest.param(name, case, marks=[] if case in fast else [pytest.mark.slow]) for case in able]
     return found
 
 
@@ -145,7 +152,7 @@ def test_a_row_says_what_it_tests(name: str) -> None:
 # -- training --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("name", "case"), rows(every=True))
+@pytest.mark.parametrize(("name", "case"), rows(more=True))
 def test_trains(runs: Runs, name: str, case: str) -> None:
     """It ends with finite scores and has changed what it should, and nothing else."""
     done, setting = whole(runs, name, case), TABLE[name]
@@ -161,7 +168,7 @@ def test_trains(runs: Runs, name: str, case: str) -> None:
         assert moved or different(done.states[0], done.states[-1]), "nothing changed"
 
 
-@pytest.mark.parametrize(("name", "case"), rows(every=True))
+@pytest.mark.parametrize(("name", "case"), rows(more=True))
 def test_leaves_a_mark(runs: Runs, name: str, case: str) -> None:
     """Training with it is not training without it."""
     done, plain = whole(runs, name, case), whole(runs, PLAIN, case, like=name)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +21,19 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture
-def config(place: Path, tmp_path: Path) -> Callable[..., Path]:
-    """A config of so many steps with ZSCL and further strategies; further keys by their dotted names."""
+@pytest.fixture(scope="session")
+def config_in(place: Path) -> Callable[..., Path]:
+    """A config in a folder, of so many steps, with ZSCL and further strategies; further keys by their dotted names."""
 
-    def write(*strategies: dict[str, Any], steps: tuple[int, int] = (8, 6), **changes: Any) -> Path:
+    def write(folder: Path, *strategies: dict[str, Any], steps: tuple[int, int] = (8, 6), **changes: Any) -> Path:
         settings = tiny.config(place, steps) | {"strategies": [ZSCL, *strategies]}
         dotted = {key.replace("__", "."): value for key, value in changes.items()}
-        return tiny.write_config(tmp_path, settings, dotted, name="system")
+        return tiny.write_config(folder, settings, dotted, name="system")
 
     return write
+
+
+@pytest.fixture
+def config(config_in: Callable[..., Path], tmp_path: Path) -> Callable[..., Path]:
+    """A config in the test's own folder."""
+    return partial(config_in, tmp_path)

@@ -29,7 +29,17 @@ from mmcl.strategies import (
 )
 from mmcl.strategy import StepContext
 
+
+def slow(when: bool) -> list[pytest.MarkDecorator]:
+    return [pytest.mark.slow] if when else []
+
+
 CASES = sorted(cases.found())
+SETS = ("ensemble", "momentum", "interpolation")
+UNLIKE = ("asr-wav2vec2", "causal_lm", "classes-growing", "clip", "llava", "wav2vec2")
+"""One of each kind."""
+THINNED = [pytest.param(case, marks=slow(case not in UNLIKE)) for case in CASES]
+"""For the tests that take longest."""
 
 
 def strategies(name: str, case: str) -> list[Strategy]:
@@ -68,8 +78,14 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("cases")
 
 
-@pytest.mark.parametrize("case", CASES)
-@pytest.mark.parametrize("chosen", ["ensemble", "momentum", "interpolation"])
+@pytest.mark.parametrize(
+    ("chosen", "case"),  # each module with one set is fast, and each set with a third of the modules
+    [
+        pytest.param(chosen, case, marks=slow(i % len(SETS) != j))
+        for j, chosen in enumerate(SETS)
+        for i, case in enumerate(CASES)
+    ],
+)
 def test_strategies_serve_every_module(case: str, chosen: str, shards: Path, tmp_path: Path) -> None:
     results = cases.run(case, shards / case, tmp_path / "run", strategies(chosen, case))
     assert results["run"]["status"] == "finished"
@@ -80,7 +96,7 @@ def test_strategies_serve_every_module(case: str, chosen: str, shards: Path, tmp
     assert any(not torch.equal(start[k], end[k]) for k in start if start[k].shape == end[k].shape)
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", THINNED)
 def test_an_interrupted_run_ends_with_the_same_weights(case: str, shards: Path, tmp_path: Path) -> None:
     """Cut in the first task, in the evaluation after it and in the second task, and continued from the disk."""
 
@@ -100,7 +116,7 @@ def test_an_interrupted_run_ends_with_the_same_weights(case: str, shards: Path, 
         assert a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", THINNED)
 def test_mixed_precision_trains_every_module(case: str, shards: Path, tmp_path: Path) -> None:
     results = cases.run(case, shards / case, tmp_path / "run", precision="bf16-mixed")
     assert bool(torch.tensor(results["matrix"]["values"], dtype=torch.float64).isfinite().all())
@@ -112,18 +128,16 @@ def test_mixed_precision_trains_every_module(case: str, shards: Path, tmp_path: 
 
 @pytest.mark.parametrize("case", ["causal_lm", "asr-whisper", "asr-wav2vec2", "smolvlm"])
 def test_accumulated_batches_weigh_by_their_targets(case: str, shards: Path, tmp_path: Path) -> None:
-    """Rows hold different numbers of targets; cut into two or four batches, a step's gradient stays what it was."""
+    """Rows hold different numbers of targets; cut into four batches, a step's gradient stays what it was."""
 
     def trained(parts: int) -> dict[str, torch.Tensor]:
         run = tmp_path / str(parts)
         cases.run(case, shards / case, run, optimizer=partial(SGD, lr=1e-2), accumulate_grad_batches=parts)
         return tiny.network(run, "task-1")
 
-    whole = trained(1)
-    for parts in (2, 4):
-        cut = trained(parts)
-        for name, value in whole.items():
-            torch.testing.assert_close(cut[name], value, rtol=1e-4, atol=1e-6, msg=lambda m, n=name: f"{n}: {m}")
+    whole, cut = trained(1), trained(4)
+    for name, value in whole.items():
+        torch.testing.assert_close(cut[name], value, rtol=1e-4, atol=1e-6, msg=lambda m, n=name: f"{n}: {m}")
 
 
 @pytest.mark.parametrize("case", CASES)

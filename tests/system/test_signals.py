@@ -29,27 +29,36 @@ def at(moment: tuple[str, int], signum: int, done: Path, rank: int = 0) -> dict[
     return {"class_path": "moments.SignalAt", "init_args": arguments}
 
 
-def whole(command: list[str], folder: Path, done: Path) -> Path:
-    """An uninterrupted run of the same config."""
+@pytest.fixture(scope="module")
+def whole(config_in: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An uninterrupted run, in which the strategy that sends signals sends none."""
+    folder = tmp_path_factory.mktemp("whole")
+    done = folder / "done"
     done.touch()
-    assert main([*command, "--run_dir", str(folder)]) == 0
-    done.unlink()
-    return folder
+    file = config_in(folder, at(MOMENTS["training"], signal.SIGTERM, done), data__eval_batch_size=4)
+    assert main(["fit", "--config", str(file), "--run_dir", str(folder / "run")]) == 0
+    return folder / "run"
 
 
-@pytest.mark.parametrize("signum", CODES, ids=lambda s: s.name)
-@pytest.mark.parametrize("moment", MOMENTS)
-def test_one_process(config: Callable[..., Path], tmp_path: Path, signum: signal.Signals, moment: str) -> None:
+@pytest.mark.parametrize(
+    ("moment", "signum"),
+    [
+        pytest.param(moment, signum, marks=pytest.mark.slow if i % len(CODES) != j else ())
+        for i, moment in enumerate(MOMENTS)
+        for j, signum in enumerate(CODES)
+    ],
+)
+def test_one_process(
+    config: Callable[..., Path], tmp_path: Path, whole: Path, moment: str, signum: signal.Signals
+) -> None:
     done = tmp_path / "done"
     file = config(at(MOMENTS[moment], signum, done), data__eval_batch_size=4)
-    command = ["fit", "--config", str(file)]
-    uninterrupted = whole(command, tmp_path / "whole", done)
-    command += ["--run_dir", str(tmp_path / "cut")]
+    command = ["fit", "--config", str(file), "--run_dir", str(tmp_path / "cut")]
     assert main(command) == CODES[signum]
     assert done.exists()
     assert moment == "row 0" or tiny.results(tmp_path / "cut")["run"]["status"] == "running"
     assert main(command) == 0
-    assert tiny.differences(uninterrupted, tmp_path / "cut") == []
+    assert tiny.differences(whole, tmp_path / "cut") == []
 
 
 def gone(process: int) -> bool:
