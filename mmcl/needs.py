@@ -6,10 +6,8 @@ from collections.abc import Collection
 from typing import Any
 
 from mmcl.errors import ConfigError
+from mmcl.outputs import MEMBERS
 from mmcl.stream import Source, Stream
-
-MEMBERS = {"image": "KEY.jpg", "audio": "KEY.wav", "text": "KEY.txt", "labels": "KEY.cls"}
-"""Field that batches call by its own name -> a member that it is read from."""
 
 
 def check_samples(stream: Stream, module: Any, data: Any) -> None:

@@ -17,8 +17,7 @@ from torch.optim import Optimizer
 from mmcl import weights
 from mmcl.collate import collate
 from mmcl.errors import ConfigError, near
-from mmcl.needs import MEMBERS
-from mmcl.outputs import ATTACHED, Batch, Objective, Outputs, Packing, Recorded
+from mmcl.outputs import ATTACHED, MEMBERS, Batch, Objective, Outputs, Packing, Recorded
 from mmcl.schedule import Schedule, WarmupCosine
 from mmcl.strategy import Distillable
 from mmcl.stream import Stream, Task
