@@ -23,7 +23,7 @@ def check_samples(stream: Stream, module: Any, data: Any) -> None:
     """
     for task in stream.tasks:
         where, needed = f"task '{task.name}'", module.needed()
-        who = type(module.objective).__name__
+        who = f"{type(module).__name__} with {type(module.objective).__name__}"
         for source in task.train:
             _check(where, source, needed, data, who)
         for source in task.mix:  # a row without a label takes no part in what is learned from labels

@@ -193,7 +193,11 @@ def test_no_labels_for_class_names(mmcl: Mmcl, changed: Callable[..., Path], wor
 
 
 LACKING: dict[str, tuple[str, str, list[str]]] = {
-    "captions of a task": ("txt", f"{TASK}__train__0", ["task 'dots'", "have no text, which Contrastive needs"]),
+    "captions of a task": (
+        "txt",
+        f"{TASK}__train__0",
+        ["task 'dots'", "have no text, which CLIPModule with Contrastive needs"],
+    ),
     "pictures of a task": ("png", f"{TASK}__train__0", ["task 'dots'", "have no image", "KEY.jpg"]),
     "pictures of a set": (
         "png",
