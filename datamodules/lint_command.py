@@ -6,7 +6,7 @@ import json
 import sys
 from argparse import ArgumentParser, Namespace
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -93,10 +93,14 @@ def _lines(report: dict[str, Any]) -> Iterator[str]:
     for level in ("faults", "suspicious"):
         kinds = ", ".join(f"{kind} {count}" for kind, count in report[level].items()) or "none"
         yield f"{level}: {kinds}"
-    ours, theirs = report["serves"]["mmcl"], report["serves"]["webdataset"]
+    if report["totals"]["samples"]:
+        yield from _serving(report["serves"]["mmcl"], report["serves"]["webdataset"])
+    if report["quick"]:
+        yield "quick: pictures, recordings and arrays were not decoded"
+
+
+def _serving(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> Iterator[str]:
     yield f"mmcl: any number of ranks and workers; a batch of at most {ours['largest_batch']} samples over all ranks"
     even = ", ".join(map(str, theirs["even"][:12])) + (", ..." if len(theirs["even"]) > 12 else "")
     alike = "" if theirs["equal_shards"] else "; its shards differ in samples, so its workers differ in batches"
     yield f"webdataset: at most {theirs['ranks_x_workers']} ranks x workers, evenly at {even or 'none'}{alike}"
-    if report["quick"]:
-        yield "quick: pictures, recordings and arrays were not decoded"

@@ -30,6 +30,9 @@ def given_shards(arguments: Sequence[str]) -> list[str]:
             if path.is_file() and not any(part.startswith(".") for part in path.relative_to(folder).parts)
         )
         if not inside:
-            raise ConfigError(f"command line: folder {argument} has no tar files in it")
+            raise ConfigError(
+                f"command line: folder {argument} has no tar files in it; "
+                f"`mmcl shards write {argument} --to FOLDER` makes shards of what it holds"
+            )
         patterns.extend(inside)
     return expand_shards(patterns, "command line", complete=False)

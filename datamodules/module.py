@@ -170,6 +170,10 @@ class StreamDataModule(LightningDataModule):
         readers = [self._readers.open(part) for part in source.all]
         return sum(len(reader) for reader in readers if not isinstance(reader, StreamReader))
 
+    def fields(self, source: Source) -> frozenset[str]:
+        """What the samples of a source hold: ``image``, ``audio``, ``text``, ``labels``, or what its `fields` name."""
+        return frozenset.intersection(*(frozenset(self._readers.open(part).present) for part in source.all))
+
     def captions(self, source: Source) -> Iterator[str]:
         """All captions of a source, in the order of its samples.
 

@@ -1,4 +1,4 @@
-"""What is said of a source's shards when they are opened: copies are refused, members that are not used are named."""
+"""What is said of a source's shards when they are opened: copies are refused, what looks odd is named."""
 
 from __future__ import annotations
 
@@ -45,7 +45,12 @@ def refuse_copies(source: str, paths: Sequence[str], shards: Sequence[ShardIndex
 
 
 def note_oddities(source: str, paths: Sequence[str], shards: Sequence[ShardIndex]) -> None:
-    """Say in the log which members are never read, and which are of another format than their extension says."""
+    """Say in the log which shards share a name, which members are never read, and which are misnamed."""
+    named: dict[str, str] = {}
+    again = [path for path in paths if named.setdefault(path.rpartition("/")[2], path) is not path]
+    if again:
+        other = named[again[0].rpartition("/")[2]]
+        logger.info("source '%s': shard %s has the same name as %s; both are read", source, again[0], other)
     unused: Counter[str] = Counter()
     for shard in shards:
         unused.update(shard.unused)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import struct
 
 import numpy as np
 import soundfile
@@ -17,6 +18,9 @@ MAX_SAMPLES = 1 << 28
 """Samples of all channels that a recording may have: a gigabyte of float32."""
 
 _FORMATS = ("WAV", "WAVEX", "RF64", "FLAC", "OGG", "MP3")
+_FORMAT, _FORMAT_END = 20, 36
+"""Where the usual WAV says what its samples are."""
+_UNCOMPRESSED = (1, 3, 0xFFFE)
 _STREAMED = 0x7FFF0000
 """From here on the length in a WAV's header stands for an unknown one: the file was written to a pipe."""
 
@@ -28,8 +32,9 @@ def recording(data: bytes) -> Audio:
         data: a whole file.
 
     Raises:
-        ValueError: another format, damaged or missing data, no samples, none but 0, some that are not finite, or more
-            than `LONGEST` and `MAX_SAMPLES` allow. The length is looked at before anything is decoded.
+        ValueError: another format, damaged or missing data, a rate that contradicts itself, no samples, none but 0,
+            some that are not finite, or more than `LONGEST` and `MAX_SAMPLES` allow. The length is looked at before
+            anything is decoded.
     """
     try:
         with soundfile.SoundFile(io.BytesIO(data)) as file:
@@ -38,6 +43,7 @@ def recording(data: bytes) -> Audio:
                 raise ValueError(f"the recording is {file.format_info}; known: WAV, FLAC, Ogg, MP3")
             rate, frames = file.samplerate, file.frames
             _check(rate, frames, file.channels)
+            _check_rate(data)
             samples = file.read(dtype="float32", always_2d=True)
     except soundfile.LibsndfileError as error:
         raise ValueError(f"not a recording that can be read: {error.error_string}") from error
@@ -60,6 +66,17 @@ def _check(rate: int, frames: int, channels: int) -> None:
         raise ValueError(
             f"a recording of {frames / rate / 3600:.1f} hours, {frames:,} samples of {channels} channel(s); "
             f"{LONGEST // 3600} hours and {MAX_SAMPLES:,} samples are the most that is read: cut it into pieces"
+        )
+
+
+def _check_rate(data: bytes) -> None:
+    """A WAV says its rate twice: as samples and as bytes a second. Where one of them was overwritten they disagree."""
+    kind, rate, speed, width = struct.unpack_from("<H2xIIH", data.ljust(_FORMAT_END), _FORMAT)
+    plain = data[:4] == b"RIFF" and data[12:16] == b"fmt " and kind in _UNCOMPRESSED
+    if plain and speed and speed != rate * width:  # some writers leave it at 0
+        raise ValueError(
+            f"the header says {rate} samples a second, and {speed} bytes a second at {width} bytes a sample: "
+            "one of them is wrong"
         )
 
 

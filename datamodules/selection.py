@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mmcl.datamodules.index import ShardIndex
-from mmcl.datamodules.scan import UNREADABLE
+from mmcl.datamodules.scan import NO_CAPTION, UNREADABLE
 from mmcl.errors import ConfigError
 from mmcl.stream import Source
 
@@ -66,6 +66,10 @@ def keep_labels(kept: Kept, values: Kept, labels: Mapping[int, int], source: str
     wanted = np.array(sorted(labels), np.int64)
     seen = np.unique(np.concatenate(values)) if values else wanted[:0]
     if lacking := [int(label) for label in wanted if label not in seen]:
+        if (seen == NO_CAPTION).all():
+            raise ConfigError(
+                f"source '{source}': `labels` maps classes, but its samples have none; add members KEY.cls"
+            )
         shown = ", ".join(map(str, lacking[:5])) + (", ..." if len(lacking) > 5 else "")
         raise ConfigError(f"source '{source}': `labels` maps classes without a sample: {shown}")
     wanted = np.append(wanted, UNREADABLE)

@@ -80,6 +80,16 @@ def _options(inside: str) -> list[str]:
     return [f"{i:0{width}d}" for i in range(low, high + step, step)]
 
 
+def _instead(path: str) -> str:
+    """What is there in place of a shard, and what to do."""
+    if not os.path.isdir(path):
+        return "does not exist" + ("" if os.path.isabs(path) else f"; relative paths begin in {os.getcwd()}")
+    pattern = os.path.join(path, "*.tar")
+    if glob.glob(pattern):
+        return f"is a folder, not a tar file; name the shards in it, as in {pattern}"
+    return f"is a folder without tar files; `mmcl shards write {path} --to FOLDER` makes shards of what it holds"
+
+
 def _files(path: str, source: str, complete: bool) -> list[str]:
     if glob.has_magic(path) and not os.path.exists(path):
         found = sorted(glob.glob(path))
@@ -93,6 +103,5 @@ def _files(path: str, source: str, complete: bool) -> list[str]:
                 )
         return found
     if not os.path.isfile(path):
-        what = "is a folder, not a tar file" if os.path.isdir(path) else "does not exist"
-        raise ConfigError(f"source '{source}': shard {path} {what}")
+        raise ConfigError(f"source '{source}': shard {path} {_instead(path)}")
     return [path]

@@ -87,7 +87,8 @@ def _header(file: BinaryIO, offset: int, say: Say) -> tarfile.TarInfo | None:
         try:
             return tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
         except tarfile.HeaderError as error:
-            say("header", f"the header at byte {offset} is overwritten ({error})")
+            other = "" if offset else ", or this is no tar archive"
+            say("header", f"the header at byte {offset} is overwritten ({error}){other}")
     return None
 
 

@@ -22,7 +22,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     add = parser.add_argument
     add("sources", nargs="+", help="a folder; .csv, .tsv, .jsonl or .parquet tables; a folder of `datasets`; tar files")
     add("--to", type=Path, required=True, help="folder of the shards")
-    kinds = ("images", "audio", "table", "datasets", "shards")
+    kinds = ("images", "audio", "texts", "table", "datasets", "shards")
     add("--from", dest="kind", choices=kinds, help="what the source is (default: find out)")
     add("--samples_per_shard", type=int, default=default.samples_per_shard, help="at most (default: %(default)s)")
     add("--megabytes_per_shard", type=float, default=default.megabytes_per_shard, help="at most (default: %(default)s)")

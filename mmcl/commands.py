@@ -15,6 +15,7 @@ from typing import Any
 import yaml
 from jsonargparse import Namespace
 from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch import Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 from mmcl import distributed, plugins, presets
@@ -132,12 +133,14 @@ class MmclCLI(LightningCLI):
         except ParserError as error:
             raise ConfigError(reword(str(error), configs, options, flags)) from error
 
-    def instantiate_classes(self) -> None:
-        """Build model, data and trainer; what Lightning refuses is refused in one line."""
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """Build the trainer; what Lightning refuses is refused in one line."""
         try:
-            super().instantiate_classes()
-        except MisconfigurationException as error:
-            raise ConfigError(" ".join(str(error).split())) from error
+            return super().instantiate_trainer(**kwargs)
+        except MmclError:
+            raise
+        except (MisconfigurationException, ValueError, TypeError) as error:
+            raise ConfigError(f"trainer: {' '.join(str(error).split())}") from error
 
     def _parse_ckpt_path(self) -> None:
         """Checkpoints never override the command line."""

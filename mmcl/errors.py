@@ -22,10 +22,18 @@ class SampleError(RunError):
     """A sample that a module cannot use. Training counts it, names it and takes the next one; evaluation stops."""
 
 
-def near(name: str, known: Iterable[str]) -> str:
-    """A hint for an unknown name: the nearest known ones, or all of them when none is near."""
-    known = sorted(known)
-    close = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+def near(name: str, known: Iterable[str], listed: str = "") -> str:
+    """A hint for an unknown name: the nearest known ones, or all of them when none is near.
+
+    Args:
+        name: as it was typed; upper and lower case are alike.
+        known: what there is.
+        listed: the command that shows what there is, named instead where that would be long.
+    """
+    names = {other.casefold(): other for other in sorted(known)}
+    close = difflib.get_close_matches(name.casefold(), names, n=3, cutoff=0.5)
     if close:
-        return f"did you mean {' or '.join(close)}?"
-    return f"known: {', '.join(known)}" if known else "none is known"
+        return f"did you mean {' or '.join(names[other] for other in close)}?"
+    if listed:
+        return f"`{listed}` shows them all"
+    return f"known: {', '.join(names.values())}" if names else "none is known"

@@ -19,6 +19,9 @@ Batch = dict[str, Any]
 SKIP = "__skip__"
 """Key that a module's `transform` sets, to a reason, in a row that can be evaluated but not trained on."""
 
+MEMBERS = {"image": "KEY.jpg", "audio": "KEY.wav", "text": "KEY.txt", "labels": "KEY.cls"}
+"""Fields that samples and batches call alike, and a member of a shard that each is read from."""
+
 ATTACHED = "__attached__"
 """Key under which a strategy's `wrap_forward` hands on what it puts at sites, for that forward alone: a tuple of
 functions without arguments that return context managers. `module(batch)` opens them; a teacher's forward and a bare one

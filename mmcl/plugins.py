@@ -99,7 +99,7 @@ def class_path(kind: str, name: str) -> str:
     if name in _foreign(kind):
         return _foreign(kind)[name][0]
     singular = {"strategies": "strategy"}.get(kind, kind.removesuffix("s"))
-    raise ConfigError(f"unknown {singular} '{name}'; {near(name, listing(kind))}")
+    raise ConfigError(f"unknown {singular} '{name}'; {near(name, listing(kind), f'mmcl list {kind}')}")
 
 
 def load(kind: str, name: str) -> Any:

@@ -37,7 +37,7 @@ def find(name: str) -> Path:
     for preset in known:
         if stem in (preset, preset.rsplit("/", 1)[-1]):
             return FOLDER / f"{preset}.yaml"
-    raise ConfigError(f"--config {name}: no such file or preset; {near(stem, known)}")
+    raise ConfigError(f"--config {name}: no such file or preset; {near(stem, known, 'mmcl list configs')}")
 
 
 def load(path: Path) -> dict[str, Any]:

@@ -67,10 +67,15 @@ class RunFolder:
         """Hold the folder for this process. One that is new and stays empty is removed again.
 
         Raises:
-            ConfigError: another process holds it.
+            ConfigError: another process holds it, or it cannot be made.
         """
         made = [p for p in (self.path, *self.path.parents) if not p.exists()]
-        self.path.mkdir(parents=True, exist_ok=True)
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigError(
+                f"--run_dir {self.path} cannot be made: {error.strerror}; choose another --run_dir"
+            ) from error
         lock = self.path / ".lock"
         with lock.open("a+") as file:
             try:
@@ -105,7 +110,7 @@ class RunFolder:
         """
         file = self.path / IDENTITY
         if not file.exists():
-            foreign = [p.name for p in self.path.iterdir() if not p.name.startswith(".")] if self.path.exists() else []
+            foreign = [p.name for p in self.path.iterdir() if not p.name.startswith(".")] if self.path.is_dir() else []
             if "results.json" in foreign or "checkpoints" in foreign:
                 raise ConfigError(f"{self.path} holds a run without {IDENTITY}; choose another --run_dir")
             return

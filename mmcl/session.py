@@ -21,6 +21,7 @@ from mmcl.errors import ConfigError, RunError
 from mmcl.evaluate import Cell, evaluate
 from mmcl.interrupt import Flag, Interrupted
 from mmcl.metrics.probes import build
+from mmcl.needs import check_samples
 from mmcl.outputs import Batch, Forward, move
 from mmcl.reach import RunReach
 from mmcl.record import Record, describe, now, versions
@@ -150,6 +151,7 @@ class Session:
             packing=self.module.packing,
         )
         self.data.check()
+        check_samples(self.stream, self.module, self.data)
         for task in self.stream.tasks:
             self._check_shares(task)
 

@@ -20,6 +20,7 @@ HOLDS: Mapping[str, type] = {
     "evals": EvalSet,
     "budget": Budget,
     "train": Source,
+    "mix": Source,
     "source": Source,
     "sources": Source,
 }
@@ -52,9 +53,11 @@ def check_keys(config: Mapping[str, Any], known: Collection[str], flags: Sequenc
 
 
 def _check_object(value: Any, where: str, flags: Sequence[str], base: type | None = None) -> None:
-    if not isinstance(value, Mapping) or not isinstance(value.get("class_path"), str):
+    if not isinstance(value, Mapping):
         return
     _refuse_unknown(value, ("class_path", "init_args", "dict_kwargs"), where)
+    if not isinstance(value.get("class_path"), str):
+        return
     if base is not None and not _is_a(_import(value["class_path"], where), base):
         raise ConfigError(f"{where}: '{value['class_path']}' is no {base.__name__}")
     parameters, given = _signature(value["class_path"], where), value.get("init_args") or {}
@@ -80,13 +83,15 @@ def _check_value(value: Any, key: str, where: str, flags: Sequence[str]) -> None
         items = (value.items() if isinstance(value, Mapping) else enumerate(value)) if several else [("", value)]
         for name, item in items:
             place = f"{where}.{name}" if several else where
-            if isinstance(item, Mapping):
-                fields = {f.name: f.default for f in dataclasses.fields(kind)}
-                _refuse_unknown(item, fields, place)
-                required = {f: EMPTY for f, default in fields.items() if _required(kind, f, default)}
-                _refuse_missing(item, required, place)
-                for inner, content in item.items():
-                    _check_value(content, inner, f"{place}.{inner}", flags)
+            fields = {f.name: f.default for f in dataclasses.fields(kind)}
+            required = {f: EMPTY for f, default in fields.items() if _required(kind, f, default)}
+            if not isinstance(item, Mapping):
+                keys = ", ".join(required or fields)
+                raise ConfigError(f"{place} is {item!r}; it must be a mapping with keys such as {keys}")
+            _refuse_unknown(item, fields, place)
+            _refuse_missing(item, required, place)
+            for inner, content in item.items():
+                _check_value(content, inner, f"{place}.{inner}", flags)
 
 
 def _required(kind: type, name: str, default: Any) -> bool:

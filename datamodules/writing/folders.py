@@ -1,4 +1,4 @@
-"""A folder of pictures or recordings, with captions beside them, class folders, or both."""
+"""A folder of pictures or recordings, with captions beside them, class folders, or both; or a folder of texts."""
 
 from __future__ import annotations
 
@@ -16,22 +16,25 @@ from mmcl.errors import ConfigError
 FOREIGN = {
     "images": ("gif", "bmp", "tif", "tiff", "heic", "avif", "jp2", "svg", "jfif"),
     "audio": ("m4a", "aac", "wma", "opus", "aif", "aiff", "au", "amr"),
+    "texts": (),
 }
-KNOWN = {"images": IMAGES, "audio": AUDIO}
+KNOWN = {"images": IMAGES, "audio": AUDIO, "texts": ("txt",)}
+MEMBERS = {"images": "image", "audio": "audio", "texts": "txt"}
 
 
 class FolderSource:
-    """Every picture (or recording) below a folder, in the order of its path.
+    """Every picture (or recording, or text) below a folder, in the order of its path.
 
-    A file ``a/b.jpg`` gives the sample ``a/b``, with dots in names replaced by ``_``; ``a/b.txt`` is its caption. Links
-    are followed; names that begin with a dot are left out and counted.
+    A file ``a/b.jpg`` gives the sample ``a/b``, with dots in names replaced by ``_``; ``a/b.txt`` is its caption. In a
+    folder without pictures and recordings each ``.txt`` is a sample. Links are followed; names that begin with a dot
+    are left out and counted.
 
     Args:
         options: whose source is a folder.
-        kind: ``images`` or ``audio``; None: whichever of them it holds.
+        kind: ``images``, ``audio`` or ``texts``; None: whichever of them it holds.
 
     Raises:
-        ConfigError: the folder holds neither or both, or a part of it cannot be read.
+        ConfigError: the folder holds none of them, or pictures and recordings, or a part of it cannot be read.
     """
 
     def __init__(self, options: Options, kind: Kind | None) -> None:
@@ -47,7 +50,7 @@ class FolderSource:
             raise ConfigError(f"{folder} holds no {self.kind} ({', '.join(KNOWN[self.kind])})")
         stems = {_stem(path) for path in self._files}
         texts = {_stem(path): path for path in files if _extension(path) == "txt"}
-        self._captions = texts if stems & texts.keys() else {}
+        self._captions = texts if self.kind != "texts" and stems & texts.keys() else {}
         self._lost = sorted(self._captions.keys() - stems)
         self._classes = self._has_classes(options)
         self.class_names: tuple[str, ...] = ()
@@ -57,7 +60,7 @@ class FolderSource:
 
     def rows(self) -> Iterator[Row]:
         """One for each file, and one for each caption without a file."""
-        member = "image" if self.kind == "images" else "audio"
+        member = MEMBERS[self.kind]
         for path in self._files:
             stem, extension, parts = _stem(path), _extension(path), path.split("/")
             fault = "" if extension in KNOWN[self.kind] else f"shards hold no .{extension}; convert it"
@@ -78,7 +81,7 @@ class FolderSource:
 
     def _has_classes(self, options: Options) -> bool:
         if options.classes == "auto":
-            return not self._captions and all("/" in path for path in self._files)
+            return self.kind != "texts" and not self._captions and all("/" in path for path in self._files)
         return options.classes == "folders"
 
 
@@ -110,16 +113,17 @@ def _walk(root: Path, unused: Counter[str]) -> Iterator[str]:
 
 def _kind(folder: str, by_extension: Counter[str]) -> Kind:
     found = [kind for kind, known in KNOWN.items() if any(by_extension[e] for e in known)]
-    if len(found) == 2:
+    if "images" in found and "audio" in found:
         raise ConfigError(
             f"{folder} holds pictures and recordings; say with --from images or --from audio which to write"
         )
     if not found:
         raise ConfigError(
-            f"{folder} holds no pictures ({', '.join(IMAGES)}), no recordings ({', '.join(AUDIO)}) and no data set "
-            "saved by `datasets`; name the folder, tables or tar files that do"
+            f"{folder} holds no pictures ({', '.join(IMAGES)}), no recordings ({', '.join(AUDIO)}), no texts (txt) "
+            "and no data set saved by `datasets`; name the folder, tables or tar files that do"
         )
-    return "images" if found[0] == "images" else "audio"
+    kind: Kind = "images" if "images" in found else "audio" if "audio" in found else "texts"
+    return kind
 
 
 def _extension(path: str) -> str:

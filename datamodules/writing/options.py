@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from mmcl.errors import ConfigError
 
-Kind = Literal["images", "audio", "table", "datasets", "shards"]
+Kind = Literal["images", "audio", "texts", "table", "datasets", "shards"]
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ class Options:
         kind: what the sources are; None finds out.
         columns: of a table or data set.
         classes: whether the first folder below an image or audio folder is a class: ``folders``, ``none``, or ``auto``:
-            where no caption lies beside any file and no file lies in the folder itself.
+            where no caption lies beside any file and no file lies in the folder itself. Texts have none in ``auto``.
         class_names: file with one name a line, in the order of the labels; None sorts the names that occur.
         recipe: what is done to pictures.
         samples_per_shard: at most so many.

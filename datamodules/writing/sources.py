@@ -16,6 +16,7 @@ COLUMN_OPTIONS = ("image", "audio", "text", "label", "key", "json", "root", "tsv
 UNHEEDED: dict[Kind, tuple[str, ...]] = {
     "images": COLUMN_OPTIONS,
     "audio": COLUMN_OPTIONS,
+    "texts": COLUMN_OPTIONS,
     "table": ("classes",),
     "datasets": ("classes", "root", "tsv_quotes"),
     "shards": (*COLUMN_OPTIONS, "classes", "class_names"),
@@ -24,6 +25,7 @@ UNHEEDED: dict[Kind, tuple[str, ...]] = {
 CALLED: dict[Kind, str] = {
     "images": "a folder of pictures",
     "audio": "a folder of recordings",
+    "texts": "a folder of texts",
     "table": "a table",
     "datasets": "a saved data set",
     "shards": "a list of shards",

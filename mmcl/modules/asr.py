@@ -211,9 +211,9 @@ class ASRModule(Module):
                     f"evaluation set '{evalset.name}': this model is told the language it hears; say it, as in "
                     f"options: {{language: {speaks.get(evalset.name, 'en')}}}"
                 )
-            if fields is not None and {"audio", "text"} - fields.keys():
-                lacking = ", ".join(sorted({"audio", "text"} - fields.keys()))
-                raise ConfigError(f"evaluation set '{evalset.name}': its source's `fields` lack {lacking}")
+
+    def needed(self, probe: str = "") -> frozenset[str]:
+        return frozenset({"audio", "text"})
 
     def grow(self, task: Task) -> None:
         self.recogniser.grow(self.network, task.language)

@@ -21,7 +21,7 @@ from mmcl.modules.contrastive_losses import Contrastive
 from mmcl.modules.objectives import IGNORED, share_of_valid
 from mmcl.outputs import Batch, Objective, Outputs, Site
 from mmcl.schedule import Schedule
-from mmcl.stream import Stream, Task
+from mmcl.stream import Task
 
 MAX_LOGIT_SCALE = math.log(100)
 """Upper bound of the learned temperatures, as CLIP's."""
@@ -117,6 +117,7 @@ class AudioTextModule(Module):
             raise ConfigError(f"AudioTextModule: '{model}' is of type '{config.model_type}', not clap")
         self.tokenizer = self.source.part(transformers.AutoTokenizer, "tokenizer")
         self.extractor = self.source.part(transformers.ClapFeatureExtractor, "feature extractor")
+        self._check_parts(config)
         most = config.text_config.max_position_embeddings - config.text_config.pad_token_id - 1
         if not 2 < context <= most:
             raise ConfigError(f"AudioTextModule: context is {context}; the text tower of '{model}' takes 3 to {most}")
@@ -178,6 +179,20 @@ class AudioTextModule(Module):
             row["labels"] = sample["labels"]
         return row
 
+    def _check_parts(self, config: Any) -> None:
+        """Refuse the tokenizer or feature extractor of another model."""
+        text, bins, fused = config.text_config, config.audio_config.num_mel_bins, config.audio_config.enable_fusion
+        tokens, pad, given = len(self.tokenizer), self.tokenizer.pad_token_id, self.extractor.feature_size
+        fusing = self.extractor.truncation == "fusion"
+        for fits, found in (
+            (tokens <= text.vocab_size, f"has {text.vocab_size} embeddings, but its tokenizer {tokens} tokens"),
+            (pad == text.pad_token_id, f"pads with token {text.pad_token_id}, but its tokenizer with {pad}"),
+            (given == bins, f"hears {bins} mel bins, but its feature extractor gives {given}"),
+            (fusing == fused, f"has enable_fusion {fused}, but its feature extractor {self.extractor.truncation}"),
+        ):
+            if not fits:
+                raise ConfigError(f"model '{self.source.model}' {found}; it is another model's")
+
     def _longer(self, samples: int) -> Tensor:
         """(1,) whether a recording has more frames than the extractor takes.
 
@@ -207,14 +222,10 @@ class AudioTextModule(Module):
 
         return linear_sites(self.network, lambda name: name.partition("_")[0])
 
-    def check(self, stream: Stream) -> None:
-        super().check(stream)
-        for evalset in stream.evals:
-            fields = evalset.source.fields
-            needed = {"audio", "text"} if evalset.probe == "retrieval" else {"audio", "labels"}
-            if fields is not None and needed - fields.keys():
-                lacking = ", ".join(sorted(needed - fields.keys()))
-                raise ConfigError(f"evaluation set '{evalset.name}': its source's `fields` lack {lacking}")
+    def needed(self, probe: str = "") -> frozenset[str]:
+        if not probe:
+            return super().needed()
+        return frozenset({"audio", "text"} if probe == "retrieval" else {"audio", "labels"})
 
     def grow(self, task: Task) -> None:
         self._choose_trainable()

@@ -17,7 +17,7 @@ from torch.optim import Optimizer
 from mmcl import weights
 from mmcl.collate import collate
 from mmcl.errors import ConfigError, near
-from mmcl.outputs import ATTACHED, Batch, Objective, Outputs, Packing, Recorded
+from mmcl.outputs import ATTACHED, MEMBERS, Batch, Objective, Outputs, Packing, Recorded
 from mmcl.schedule import Schedule, WarmupCosine
 from mmcl.strategy import Distillable
 from mmcl.stream import Stream, Task
@@ -172,6 +172,14 @@ class Module(Recorded, pl.LightningModule):
         """
         for task in stream.tasks:
             self.objective.check(task)
+
+    def needed(self, probe: str = "") -> frozenset[str]:
+        """Fields that every sample must have, out of ``image``, ``audio``, ``text`` and ``labels``.
+
+        Args:
+            probe: of an evaluation set; empty means training.
+        """
+        return frozenset() if probe else self.objective.needs & MEMBERS.keys()
 
     def grow(self, task: Task) -> None:
         """Structure and `requires_grad` for a task; a pure function of (seed, task), replayed when a run is resumed."""

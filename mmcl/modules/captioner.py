@@ -226,13 +226,11 @@ class CaptionerModule(CLIPModule):
             where, fields = f"evaluation set '{evalset.name}'", evalset.source.fields
             if evalset.probe == "choice" and not (evalset.class_names or evalset.options.get("choices")):
                 raise ConfigError(f"{where}: a choice among captions needs `class_names`")
-            if fields is None:
-                continue
-            lacking = PROBES.get(evalset.probe, {"image", "text"}) - fields.keys()
-            if lacking:
-                raise ConfigError(f"{where}: its source's `fields` lack {', '.join(sorted(lacking))}")
-            if evalset.probe == "choice" and not {"labels", "text"} & fields.keys():
+            if evalset.probe == "choice" and fields is not None and not {"labels", "text"} & fields.keys():
                 raise ConfigError(f"{where}: its source's `fields` lack labels, or text, to say which choice is right")
+
+    def needed(self, probe: str = "") -> frozenset[str]:
+        return frozenset(PROBES.get(probe, {"image", "text"})) if probe else super().needed()
 
     def _choose_trainable(self) -> None:
         super()._choose_trainable()

@@ -20,7 +20,7 @@ from mmcl.modules.contrastive_losses import Contrastive
 from mmcl.modules.prompt_sites import image_features, prompt_sites
 from mmcl.outputs import Batch, Objective, Outputs, takes_pixels
 from mmcl.schedule import Schedule
-from mmcl.stream import Stream, Task
+from mmcl.stream import Task
 
 MAX_LOGIT_SCALE = math.log(100)
 """Upper bound of the learned temperature, as CLIP was trained."""
@@ -174,14 +174,10 @@ class CLIPModule(Module):
 
         clip_export.export(self.network, self.source, self.samples.tokenizer, folder)
 
-    def check(self, stream: Stream) -> None:
-        super().check(stream)
-        for evalset in stream.evals:
-            fields = evalset.source.fields
-            needed = {"image", "text"} if evalset.probe == "retrieval" else {"image", "labels"}
-            if fields is not None and needed - fields.keys():
-                lacking = ", ".join(sorted(needed - fields.keys()))
-                raise ConfigError(f"evaluation set '{evalset.name}': its source's `fields` lack {lacking}")
+    def needed(self, probe: str = "") -> frozenset[str]:
+        if not probe:
+            return super().needed()
+        return frozenset({"image", "text"} if probe == "retrieval" else {"image", "labels"})
 
     def grow(self, task: Task) -> None:
         self._choose_trainable()

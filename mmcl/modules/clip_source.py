@@ -103,6 +103,8 @@ class CLIPSource:
         file = Path(checkpoint).expanduser() if checkpoint else None if random_init else self.weights
         if file is not None:
             load_weights(network, read_weights(file), file, self.model)
+        elif pretrained is None and not random_init:
+            places.warn_random(self.model)
         return network
 
     def _from_hub(self) -> nn.Module:

@@ -74,7 +74,7 @@ class ClassTextCrossEntropy(Objective):
         label_smoothing: of the targets. The published code uses 0.2 on MTIL.
     """
 
-    needs = frozenset({"image", "labels"})
+    needs = frozenset({"labels"})
     of_one_task = True
 
     def __init__(self, label_smoothing: float = 0.2) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -188,14 +188,11 @@ class ImageClassifierModule(Module):
         """Refuse a stream that a classifier cannot serve, and take its label space.
 
         Raises:
-            ConfigError: tasks without class names, names that clash, an evaluation set of other classes, or sources
-                whose fields lack pictures or labels.
+            ConfigError: tasks without class names, names that clash, or an evaluation set of other classes.
         """
         super().check(stream)
         labels = LabelSpace.of(stream)
         for task in stream.tasks:
-            for source in task.train:
-                _check_fields(f"task '{task.name}'", source.fields)
             for source in task.mix:
                 if (
                     source.task is None
@@ -209,7 +206,6 @@ class ImageClassifierModule(Module):
                     )
         for evalset in stream.evals:
             where = f"evaluation set '{evalset.name}'"
-            _check_fields(where, evalset.source.fields)
             if evalset.class_names is None:
                 raise ConfigError(f"{where}: classification needs `class_names`")
             labels.columns(evalset.class_names, where)
@@ -217,6 +213,9 @@ class ImageClassifierModule(Module):
             self.labels, self.position = labels, -1
             self._network.restart(len(labels.names) if self.kind == "masked" else 0)
             self._choose()
+
+    def needed(self, probe: str = "") -> frozenset[str]:
+        return frozenset({"image", "labels"})
 
     def grow(self, task: Task) -> None:
         """Take the task as the one at hand; a growing head gets its rows.
@@ -302,9 +301,3 @@ class ImageClassifierModule(Module):
 
     def _formatted(self, network: nn.Module) -> nn.Module:
         return network.to(memory_format=self.memory_format)  # type: ignore[call-overload, no-any-return]
-
-
-def _check_fields(where: str, fields: Mapping[str, Sequence[str]] | None) -> None:
-    lacking = {"image", "labels"} - fields.keys() if fields is not None else set()
-    if lacking:
-        raise ConfigError(f"{where}: its source's `fields` lack {', '.join(sorted(lacking))}")

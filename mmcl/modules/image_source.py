@@ -89,6 +89,8 @@ class ImageSource:
                 )
         if file is not None:
             _fill(network, read_weights(file), file, self.model)
+        elif not (pretrained or random_init):
+            places.warn_random(self.model)
         return network
 
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 from importlib import resources
 from pathlib import Path
 
 from mmcl import assets
 from mmcl.errors import ConfigError
+
+logger = logging.getLogger("mmcl")
 
 KINDS = ("local-dir:", "asset:", "package:")
 
@@ -34,6 +37,14 @@ def _in_package(model: str, rest: str) -> Path:
         return Path(str(resources.files(package).joinpath(inner)))
     except (ImportError, ValueError, TypeError) as error:
         raise ConfigError(f"model '{model}': there is no package '{package}' ({line(error)})") from error
+
+
+def warn_random(model: str) -> None:
+    """Say that an architecture came without weights: who names one often means the pretrained model of that name."""
+    logger.warning(
+        "model '%s' begins with random weights; give `pretrained` or `checkpoint`, or `random_init: true` to say so",
+        model,
+    )
 
 
 def line(error: BaseException) -> str:

@@ -215,6 +215,9 @@ class SpeechPretrainingModule(Module):
 
         return linear_sites(self.network, lambda name: "audio" if re.search(r"\bencoder\.layers\.", name) else None)
 
+    def needed(self, probe: str = "") -> frozenset[str]:
+        return frozenset({"audio"})
+
     def grow(self, task: Task) -> None:
         self._tasks += 1
         self._choose_trainable()

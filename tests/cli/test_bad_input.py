@@ -79,6 +79,18 @@ SETTINGS: dict[str, tuple[dict[str, Any], list[str]]] = {
         ["tasks.0.budget.steps is 'many'; it must be a whole number"],
     ),
     "no list": ({"data__stream__tasks": "dots"}, ["tasks is 'dots'; it must be a list"]),
+    "model without class_path": ({"model": {"CLIPModule": {}}}, ["unknown key 'CLIPModule' in model", "class_path"]),
+    "strategy without class_path": (
+        {"strategies": [{"ZSCL": {"interval": 2}}]},
+        ["unknown key 'ZSCL' in strategies.0", "class_path"],
+    ),
+    "a name for a source": ({f"{TASK}__mix": ["old"]}, ["tasks.0.mix.0 is 'old'; it must be a mapping", "shards"]),
+    "a shard for a source": ({f"{TASK}__train": ["a.tar"]}, ["tasks.0.train.0 is 'a.tar'; it must be a mapping"]),
+    "no accelerator": ({"trainer__accelerator": "gpuu"}, ["trainer: ", "gpuu", "cpu"]),
+    "no strategy of Lightning": ({"trainer__strategy": "dpp"}, ["trainer: ", "dpp", "ddp"]),
+    "lower case": ({"strategies": ["zscl"]}, ["unknown strategy 'zscl'; did you mean ZSCL"]),
+    "part of a name": ({"model__class_path": "clip"}, ["unknown module 'clip'; did you mean CLIPModule"]),
+    "nothing near": ({"strategies": ["Xyzzyx"]}, ["unknown strategy 'Xyzzyx'; `mmcl list strategies` shows them all"]),
     "no precision": ({"trainer__precision": "17"}, ["trainer.precision is '17'", "bf16"]),
 }
 
@@ -118,6 +130,10 @@ COMMANDS: dict[str, tuple[list[str], list[str]]] = {
     "unknown benchmark": (["fit", "--config", "CONFIG", "--data.stream", "pockt"], ["unknown benchmark 'pockt'"]),
     "no checkpoint": (["test", "--config", "CONFIG"], ["no checkpoint", "last.ckpt", "none"]),
     "no run to start from": (["fit", "--config", "CONFIG", "--init_from", "nowhere"], ["--init_from nowhere"]),
+    "run folder is a file": (
+        ["fit", "--config", "CONFIG", "--run_dir", "CONFIG"],
+        ["tiny.yaml cannot be made: File exists; choose another --run_dir"],
+    ),
     "seeds": (["fit", "--config", "CONFIG", "--seeds", "a,b"], ["--seeds 'a,b'", "0,1,2"]),
     "seeds of a test": (["test", "--config", "CONFIG", "--seeds", "1"], ["--seeds belongs to `mmcl fit`"]),
     "no kind": (["list"], ["kind"]),
@@ -174,6 +190,45 @@ def test_no_labels_for_class_names(mmcl: Mmcl, changed: Callable[..., Path], wor
     write_shard(tmp_path / "bare.tar", samples)
     config = changed(**{f"{EVAL}__source__shards": [str(tmp_path / "bare.tar")]})
     refused(mmcl("fit", "--config", config), "evaluation set 'held'", "no labels")
+
+
+LACKING: dict[str, tuple[str, str, list[str]]] = {
+    "captions of a task": (
+        "txt",
+        f"{TASK}__train__0",
+        ["task 'dots'", "have no text, which CLIPModule with Contrastive needs"],
+    ),
+    "pictures of a task": ("png", f"{TASK}__train__0", ["task 'dots'", "have no image", "KEY.jpg"]),
+    "pictures of a set": (
+        "png",
+        f"{EVAL}__source",
+        ["evaluation set 'held'", "have no image, which probe 'zero_shot'"],
+    ),
+    "captions of a set": (
+        "txt",
+        "data__stream__evals__3__source",
+        ["'pairs'", "no text, which probe 'retrieval' needs"],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", LACKING)
+def test_samples_without_what_they_are_read_for(
+    mmcl: Mmcl, changed: Callable[..., Path], workplace: Path, tmp_path: Path, name: str
+) -> None:
+    member, place, parts = LACKING[name]
+    write_shard(tmp_path / "bare.tar", [{k: v for k, v in s.items() if k != member} for s in tiny.pictures("dots", 24)])
+    config = changed(**{f"{place}__shards": [str(tmp_path / "bare.tar")]})
+    refused(mmcl("fit", "--config", config), "bare.tar", "they have", *parts)
+    assert not list(workplace.iterdir())
+
+
+def test_folders_for_shards(mmcl: Mmcl, changed: Callable[..., Path], home: Path, workplace: Path) -> None:
+    for folder, hint in ((home, f"name the shards in it, as in {home}/*.tar"), (home / "model", "mmcl shards write")):
+        refused(mmcl("fit", "--config", changed(**{f"{TASK}__train__0__shards": [str(folder)]})), "is a folder", hint)
+    refused(mmcl("shards", "lint", home / "model"), "has no tar files in it", "mmcl shards write")
+    config = changed(**{f"{TASK}__train__0__shards": ["nowhere.tar"]})
+    refused(mmcl("fit", "--config", config), f"nowhere.tar does not exist; relative paths begin in {workplace}")
 
 
 def test_another_architecture(

@@ -59,6 +59,9 @@ def test_class_names_without_labels(make_data, make_samples, tmp_path):
     make_data(source).check()
     with pytest.raises(ConfigError, match="`class_names` are given, but the samples of source 'train' have no labels"):
         make_data(source, class_names=NAMES).check()
+    bare = replace(source, labels={0: 0}, fields={"image": ["png"]})
+    with pytest.raises(ConfigError, match=r"`labels` maps classes, but its samples have none; add members KEY\.cls"):
+        make_data(bare).check()
 
 
 @pytest.mark.parametrize(

@@ -38,6 +38,27 @@ def with_one(value):
     return encoded(samples, subtype="FLOAT")
 
 
+def with_rate(rate, speed=None):
+    """A WAV with its rate overwritten, and perhaps the bytes a second, too."""
+    data = encoded(TONE)
+    data = data[:24] + rate.to_bytes(4, "little") + data[28:]
+    return data if speed is None else data[:28] + speed.to_bytes(4, "little") + data[32:]
+
+
+def test_a_rate_that_says_nothing_of_bytes_a_second_is_taken():
+    assert decode("wav", with_rate(16_000, 0)).rate == decode("wav", with_rate(16_000, 32_000)).rate == 16_000
+
+
+SUBTYPES = ("PCM_U8", "PCM_16", "PCM_24", "PCM_32", "FLOAT", "DOUBLE", "ULAW")
+
+
+@pytest.mark.parametrize(
+    ("form", "subtype"), [*((form, s) for form in ("WAV", "WAVEX") for s in SUBTYPES), ("WAV", "IMA_ADPCM")]
+)
+def test_every_kind_of_wav_agrees_with_itself(form, subtype):
+    assert decode("wav", encoded(np.stack([TONE, TONE], 1), form, subtype=subtype)).rate == RATE
+
+
 @pytest.mark.parametrize(
     ("extension", "data", "reason"),
     [
@@ -47,6 +68,7 @@ def with_one(value):
         ("wav", with_one(np.nan), "not finite"),
         ("wav", with_one(np.inf), "not finite"),
         ("wav", encoded(TONE, rate=10), "10 samples a second"),
+        ("wav", with_rate(16_000), "16000 samples a second, and 16000 bytes a second at 2 bytes a sample"),
         ("wav", encoded(TONE)[:5_000], "is cut: its header says 16044 bytes, 5000 are there"),
         ("flac", encoded(TONE, "FLAC")[:3_000], "is cut|not a recording"),
         ("wav", encoded(TONE, "AIFF"), "AIFF.*known: WAV, FLAC, Ogg, MP3"),

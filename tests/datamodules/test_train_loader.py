@@ -98,11 +98,21 @@ def test_plans_that_cannot_be(make_data, make_source, change, message):
         data.plan(data.stream.tasks[0], extra)
 
 
+MANY_WORKERS = pytest.mark.filterwarnings("ignore:This DataLoader will create")
+
+
+@MANY_WORKERS
 def test_workers_change_nothing(make_data, make_source, mixture, draw_batches, same):
     train = make_source((10, 10))
-    found = [draw_batches(make_data(train, workers=w), mixture, steps=7) for w in (0, 1, 2)]
+    found = [draw_batches(make_data(train, workers=w), mixture, steps=7) for w in (0, 1, 2, 3)]
     assert len(found[0]) == 7
     assert all(same(a, b) for other in found[1:] for a, b in zip(found[0], other, strict=True))
+
+
+@MANY_WORKERS
+def test_one_shard_serves_eight_workers(make_data, make_source, draw_batches, same):
+    alone, many = (draw_batches(make_data(make_source((16,)), batch_size=4, workers=w), steps=10) for w in (0, 8))
+    assert len(many) == 10 and all(same(a, b) for a, b in zip(alone, many, strict=True))
 
 
 @pytest.mark.parametrize(("world", "accumulate"), [(2, 1), (1, 2), (2, 2)])

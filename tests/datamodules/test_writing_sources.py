@@ -113,6 +113,20 @@ def test_recordings_get_the_extension_of_their_content(tmp_path: Path) -> None:
         write(fill(tmp_path / "quiet", {"a.wav": silent.getvalue()}), tmp_path / "bad")
 
 
+def test_a_folder_of_texts(tmp_path: Path) -> None:
+    files = {"news/b.1.txt": "Zwei\n", "news/a.txt": "\ufeffein Käfer", "c.txt": "three", "notes.md": "x"}
+    folder = fill(tmp_path / "in", files)
+    found = write(folder, tmp_path / "out")
+    assert found == {"c": {"txt": b"three"}, "news/a": {"txt": "ein Käfer".encode()}, "news/b_1": {"txt": b"Zwei"}}
+    assert manifest(tmp_path / "out")["unused"] == {".md": 1}
+    (folder / "c.txt").unlink()
+    assert "cls" not in write(folder, tmp_path / "plain")["news/a"]
+    assert write(folder, tmp_path / "classes", classes="folders")["news/a"]["cls"] == b"0"
+    for content, reason in (("", "is empty"), (b"\xff", "cannot be decoded")):
+        with pytest.raises(RunError, match=rf"in/d\.txt: .*{reason}"):
+            write(fill(folder, {"d.txt": content}), tmp_path / f"bad {reason}")
+
+
 def test_folders_that_cannot_be_meant(tmp_path: Path) -> None:
     both = fill(tmp_path / "both", {"a.png": picture(1), "b.wav": recording(1)})
     with pytest.raises(ConfigError, match="say with --from images or --from audio"):

@@ -32,6 +32,9 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
                 Image.fromarray(random.integers(0, 255, (300, 280, 3), np.uint8)).save(f"{folder}/{i}.jpg")
             if folder.startswith("captioned"):
                 Path(f"{folder}/{i}.txt").write_text("a bird")
+    Path("documents").mkdir()
+    for i in range(20):
+        Path(f"documents/{i}.txt").write_text(f"It rained on day {i}.")
     rows = [
         {"file": f"pictures/wren/{i % 4}.jpg", "caption": f"bird {i}", "photographer": f"p{i // 2}"} for i in range(30)
     ]
@@ -47,7 +50,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_every_command_and_the_python(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     commands = re.findall(r"^    mmcl (shards write .*)$", PAGE, flags=re.M)
-    assert len(commands) == 10
+    assert len(commands) == 11
     for command in commands:
         assert main([*shlex.split(command), "--workers", "0"]) == 0, capsys.readouterr().err
     (python,) = re.findall(r"```python\n(.*?)```", PAGE, flags=re.S)

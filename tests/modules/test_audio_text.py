@@ -2,7 +2,6 @@
 
 import subprocess
 import sys
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -215,9 +214,22 @@ def test_refuses_what_it_cannot_serve(tmp_path, module):
         tiny_speech.audio_text(tmp_path, context=40)
     with pytest.raises(ConfigError, match="trainable part 'image'"):
         tiny_speech.audio_text(tmp_path, trainable=["image"])
-    evalset = EvalSet("a", Source(["a.tar"], fields={"audio": ("wav",)}), "retrieval")
-    with pytest.raises(ConfigError, match="`fields` lack text"):
-        module.check(SimpleNamespace(tasks=[], evals=[evalset]))
+    assert module.needed() == module.needed("retrieval") == {"audio", "text"}
+    assert module.needed("zero_shot") == {"audio", "labels"}
+
+
+def test_parts_of_another_model_are_refused(tmp_path):
+    folder = tiny_speech.write_clap(tmp_path / "own")
+    whole = ClapConfig.from_pretrained(folder).to_dict()
+    for part, changes, message in (
+        ("text_config", {"vocab_size": 20}, "has 20 embeddings, but its tokenizer .* tokens; it is another model's"),
+        ("text_config", {"pad_token_id": 0}, "pads with token 0, but its tokenizer with 1"),
+        ("audio_config", {"num_mel_bins": 64}, "hears 64 mel bins, but its feature extractor gives 16"),
+        ("audio_config", {"enable_fusion": True}, "has enable_fusion True, but its feature extractor rand_trunc"),
+    ):
+        ClapConfig(**{**whole, part: {**whole[part], **changes}}).save_pretrained(folder)
+        with pytest.raises(ConfigError, match=message):
+            AudioTextModule(str(folder), random_init=True, context=10)
 
 
 ALONE = """

@@ -115,10 +115,8 @@ def test_refusals(tmp_path: Path) -> None:
     module = seeded()
     with pytest.raises(ConfigError, match="option 'beams' of generation is unknown"):
         module.generate(batch_of(module), beams=3)
-    source = Source(["a.tar"], fields={"image": ["png"]})
-    stream = Stream("s", [Task("t", [source], Budget(steps=1))], [EvalSet("e", source, "exact_match")])
-    with pytest.raises(ConfigError, match="`fields` lack text"):
-        module.check(stream)
+    assert module.needed() == module.needed("exact_match") == {"image", "text"}
+    assert module.needed("choice") == {"image"} and module.needed("zero_shot") == {"image", "labels"}
     from mmcl.errors import RunError
 
     with pytest.raises(RunError, match="lacks pictures or captions"):

@@ -209,9 +209,10 @@ def test_a_stream_is_checked_before_anything_is_written(make: Make, tools: Simpl
         build(EvalSet("e", source, probe="zeroshot"), module)
     with pytest.raises(ConfigError, match=r"'e': options .*chunks"):
         build(EvalSet("e", source, probe="retrieval", options={"chunks": 3}), module)
-    with pytest.raises(ConfigError, match="fields` lack text"):
-        module.check(stream(EvalSet("e", Source(["a.tar"], fields={"image": ["jpg"]}), probe="retrieval")))
+    assert module.needed() == module.needed("retrieval") == {"image", "text"}
+    assert module.needed("zero_shot") == {"image", "labels"}
     classes = make(objective=ClassTextCrossEntropy())
+    assert classes.needed() == {"labels"}
     with pytest.raises(ConfigError, match="task 'things' has no class names"):
         classes.check(stream(EvalSet("e", source, class_names=["cat"]), class_names=None))
 

@@ -75,6 +75,16 @@ def test_a_json_file_gives_an_architecture(tools: SimpleNamespace, folder: Path)
     assert module(tools.batch(module)).features["image"].shape == (6, 12)
 
 
+def test_random_weights_are_said(tools: SimpleNamespace, folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Who names an architecture may think that it brings the weights of that name."""
+    file = folder / "plain.json"
+    file.write_text(json.dumps(tools.config()))
+    CLIPModule(str(file), random_init=True)
+    assert not caplog.text
+    CLIPModule(str(file))
+    assert f"model '{file}' begins with random weights; give `pretrained` or `checkpoint`" in caplog.text
+
+
 def test_open_clip_s_own_names_need_no_file(monkeypatch: Any) -> None:
     configs = {"nano": {"embed_dim": 8, "vision_cfg": {"image_size": 32, "layers": 1, "width": 16, "head_width": 8}}}
     configs["nano"] |= {"text_cfg": {"width": 16, "heads": 2, "layers": 1}}

@@ -107,9 +107,7 @@ def test_a_stream_that_cannot_be_served_is_refused() -> None:
         module.check(stream(["bird"], evals=[evalset(["birds"])]))
     with pytest.raises(ConfigError, match="classification needs `class_names`"):
         module.check(stream(["bird"], evals=[evalset(None)]))
-    bare = EvalSet("set", Source(["a.tar"], fields={"image": ["png"]}), "classification", ["bird"])
-    with pytest.raises(ConfigError, match="fields` lack labels"):
-        module.check(stream(["bird"], evals=[bare]))
+    assert module.needed() == module.needed("classification") == {"image", "labels"}
     with pytest.raises(ConfigError, match="task 'other' is not of the stream"):
         module.grow(task("other", ["bird"]))
 

@@ -23,7 +23,7 @@ from mmcl.datamodules.index import load_index
 
 Member = tuple[str, bytes]
 COUNT = 12
-REFUSED, REPLACED, SAID, READ = "refused", "replaced", "said", "read"
+REFUSED, REPLACED, SAID = "refused", "replaced", "said"
 
 
 @dataclass(frozen=True)
@@ -35,8 +35,8 @@ class Damage:
         make: makes the shard ``a.tar`` in a folder, or more of them.
         lint: kind of the finding.
         says: a part of the finding's text.
-        training: what training does: ``refused`` before it begins, ``replaced`` by the next sample, ``said`` in the log
-            and read, or ``read``.
+        training: what training does: ``refused`` before it begins, ``replaced`` by the next sample, or ``said`` in
+            the log and read.
         because: a part of what training says; the finding's text where it is empty.
         fields: of the source.
         shards: what is given to both.

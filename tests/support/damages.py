@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from damage import (
-    READ,
     REFUSED,
     REPLACED,
     SAID,
@@ -78,7 +77,7 @@ FILES = [
         shards=("a.tar", "b.tar"),
     ),
     Damage("a link to a shard", linked, "", "is listed twice", REFUSED, shards=("a.tar", "b.tar"), lint_refuses=True),
-    Damage("two shards of one name", one_name, "names", "has the same name", READ, shards=("one/x.tar", "two/x.tar")),
+    Damage("two shards of one name", one_name, "names", "has the same name", SAID, shards=("one/x.tar", "two/x.tar")),
     Damage(
         "permission denied", forbidden, "unreadable", "it cannot be read: Permission denied", REFUSED, unprivileged=True
     ),

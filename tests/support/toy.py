@@ -77,6 +77,9 @@ class ToyData:
     def count(self, source: Source) -> int:
         return 32
 
+    def fields(self, source: Source) -> frozenset[str]:
+        return frozenset({"image", "labels"})
+
     def plan(self, task: Task, extra: Sequence[Source]) -> Plan:
         return Plan(task.budget.resolve(8, 32, 8))
 
