@@ -132,7 +132,7 @@ class ShardCache:
         Raises:
             RunError: it cannot be fetched, it has changed since it was indexed, or the disk is full.
         """
-        if not is_remote(shard):
+        if shard not in self._versions:  # a local one
             return read_bytes(shard, offset, size)
         with self._mutex:
             data = os.pread(self._hold(shard), size, offset)

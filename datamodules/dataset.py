@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from itertools import accumulate
 from typing import Any, Literal
 
@@ -96,7 +96,8 @@ class BatchDataset(Dataset[dict[str, Any]]):
         sides: pools that arrive as a batch of their own, number -> name.
         transform: the module's. It gets pictures as `PIL.Image.Image`, or as arrays where it is marked with
             `mmcl.outputs.takes_pixels`.
-        collate: the module's.
+        collate: the module's. Where both are marked with `mmcl.outputs.draws_to_augment`, random generators are seeded
+            for augmented samples alone.
         domain: the task's position in the stream; -1 outside of tasks.
         domains: name of a task -> its position, for sources that say whose data they are.
         purpose: ``train`` replaces a bad sample by the next one; ``pass`` does too and marks it as not valid; ``eval``
@@ -118,6 +119,7 @@ class BatchDataset(Dataset[dict[str, Any]]):
         self._pools, self._sides = list(pools), dict(sides)
         self._transform, self._collate = transform, collate
         self._as_pixels = bool(getattr(transform, "takes_pixels", False))
+        self._draws_always = not all(getattr(part, "draws_to_augment", False) for part in (transform, collate))
         self._domain, self._domains, self._purpose, self._augment = domain, domains, purpose, augment
         mixed = [pool for i, pool in enumerate(self._pools) if i not in self._sides]
         self._labelled = any(pool.has_labels for pool in mixed)
@@ -125,7 +127,7 @@ class BatchDataset(Dataset[dict[str, Any]]):
     def __getitem__(self, draws: list[Draw]) -> dict[str, Any]:
         try:
             bad: list[list[str]] = []
-            with _kept_random_state():
+            with _kept_random_state() if self._augment or self._draws_always else nullcontext():
                 batch = self._batch([d for d in draws if d.pool not in self._sides], self._labelled, bad)
                 if self._sides:
                     batch["side"] = {
@@ -169,7 +171,6 @@ class BatchDataset(Dataset[dict[str, Any]]):
     def _load(self, draw: Draw, index: int, labelled: bool) -> dict[str, Any]:
         pool = self._pools[draw.pool]
         reader, place = pool.locate(index)
-        seed = mix(pool.seed, draw.epoch, index)
         if (owner := reader.source.task) is not None:
             domain = self._domains[owner]
         else:
@@ -180,11 +181,14 @@ class BatchDataset(Dataset[dict[str, Any]]):
         else:
             sample.pop("labels", None)
         if self._purpose != "eval" and isinstance(sample.get("text"), list):
-            sample["text"] = sample["text"][mix(seed, 1) % len(sample["text"])]
+            sample["text"] = sample["text"][mix(mix(pool.seed, draw.epoch, index), 1) % len(sample["text"])]
         known = {"__key__": sample["__key__"], "__index__": index, "domain": domain}
-        _seed_all(seed)
+        sample.update(known)
+        augment = self._augment and reader.source.augment
+        if augment or self._draws_always:
+            _seed_all(mix(pool.seed, draw.epoch, index))
         try:
-            row = self._transform({**sample, **known}, self._augment and reader.source.augment)
+            row = self._transform(sample, augment)
         except SampleError as error:
             raise BadSample(f"{reader.where(place)}: {error}") from error
         skip = row.pop(SKIP, None)

@@ -14,27 +14,30 @@ class _OpenFiles:
     limit = 64
 
     def __init__(self) -> None:
-        self._process = os.getpid()
         self._descriptors: OrderedDict[str, int] = OrderedDict()
 
     def get(self, path: str) -> int:
-        if self._process != os.getpid():
-            # After a fork the descriptors are the parent's to close.
-            self.__init__()  # type: ignore[misc]
-        if path not in self._descriptors:
-            self._descriptors[path] = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-            if len(self._descriptors) > self.limit:
-                os.close(self._descriptors.popitem(last=False)[1])
-        self._descriptors.move_to_end(path)
-        return self._descriptors[path]
+        descriptor = self._descriptors.get(path)
+        if descriptor is not None:
+            self._descriptors.move_to_end(path)
+            return descriptor
+        descriptor = self._descriptors[path] = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        if len(self._descriptors) > self.limit:
+            os.close(self._descriptors.popitem(last=False)[1])
+        return descriptor
 
     def forget(self, path: str) -> None:
         """Close a file, so that the next read finds what is under its name then."""
-        if self._process == os.getpid() and path in self._descriptors:
+        if path in self._descriptors:
             os.close(self._descriptors.pop(path))
+
+    def abandon(self) -> None:
+        """Forget all files without closing them: after a fork they are the parent's to close."""
+        self._descriptors.clear()
 
 
 _open_files = _OpenFiles()
+os.register_at_fork(after_in_child=_open_files.abandon)
 
 
 def forget(path: str) -> None:

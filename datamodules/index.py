@@ -79,16 +79,20 @@ class ShardIndex:
 
     def key(self, sample: int) -> str:
         """Key of a sample."""
-        begin = int(self.key_ends[sample - 1]) if sample else 0
-        return self.keys[begin : int(self.key_ends[sample])].decode("utf-8", "surrogateescape")
+        begin = self.key_ends.item(sample - 1) if sample else 0
+        return self.keys[begin : self.key_ends.item(sample)].decode("utf-8", "surrogateescape")
 
     def members(self, sample: int) -> list[Member]:
         """Members of a sample, in the order of the archive."""
-        rows = slice(int(self.starts[sample]), int(self.starts[sample + 1]))
-        columns = (c[rows].tolist() for c in (self.extension, self.block, self.size, self.crc, self.value))
         return [
-            Member(self.extensions[extension], block * BLOCK, *rest)
-            for extension, block, *rest in zip(*columns, strict=True)
+            Member(
+                self.extensions[self.extension.item(row)],
+                self.block.item(row) * BLOCK,
+                self.size.item(row),
+                self.crc.item(row),
+                self.value.item(row),
+            )
+            for row in range(self.starts.item(sample), self.starts.item(sample + 1))
         ]
 
     def find(self, names: Sequence[str]) -> npt.NDArray[np.int64]:

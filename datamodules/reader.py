@@ -203,15 +203,14 @@ class SourceReader:
 
     def _locate(self, index: int) -> tuple[int, int]:
         shard = bisect_right(self._begins, index) - 1
-        return shard, int(self._kept[shard][index - self._begins[shard]])
+        return shard, self._kept[shard].item(index - self._begins[shard])
 
     def _choose(self, field: str, members: Mapping[str, Member]) -> Member:
         """The member that a field is read from. A ``json`` without captions is no text."""
-        return next(
-            members[name]
-            for name in self.fields[field]
-            if name in members and not (field == "text" and members[name].value == NO_CAPTION)
-        )
+        for name in self.fields[field]:
+            if name in members and not (field == "text" and members[name].value == NO_CAPTION):
+                return members[name]
+        raise KeyError(field)  # `_check_fields` has seen that every sample has one
 
     def _decode(self, index: int, shard: int, field: str, member: Member, as_pixels: bool = False) -> Any:
         data = self._cache.read(self._addresses[shard], member.offset, member.size)

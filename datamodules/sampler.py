@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import repeat
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -140,9 +141,10 @@ class PassBatches(Sampler[list[Draw]]):
         for begin in range(0, len(self._samples), self._rows * self._world):
             left = len(self._samples) - begin
             rows = min(self._rows, -(-left // self._world))
-            places = range(begin + self._rank * rows, begin + (self._rank + 1) * rows)
+            places = np.arange(begin + self._rank * rows, begin + (self._rank + 1) * rows)
             last = len(self._samples) - 1
-            yield [Draw(0, 0, int(self._samples[min(place, last)]), place <= last) for place in places]
+            samples = self._samples[np.minimum(places, last)]
+            yield list(map(Draw, repeat(0), repeat(0), samples.tolist(), (places <= last).tolist()))
 
 
 def choose(size: int, limit: int | None, order: Order) -> npt.NDArray[np.int64]:

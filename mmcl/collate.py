@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils.data import get_worker_info
 
 from mmcl.errors import RunError
+from mmcl.outputs import draws_to_augment
 
 _PLACE = "_mmcl_place"
 """Attribute of a row's tensor: the block of its batch, and its number there."""
@@ -54,6 +55,7 @@ def _empty(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     return torch.empty(0, dtype=dtype).set_(shared).view(shape)
 
 
+@draws_to_augment
 def collate(samples: Sequence[dict[str, Any]], paddings: Mapping[str, float] | None = None) -> dict[str, Any]:
     """Stack samples into a batch.
 

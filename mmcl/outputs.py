@@ -42,6 +42,16 @@ def takes_pixels(transform: Transforming) -> Transforming:
     return transform
 
 
+def draws_to_augment(transform: Transforming) -> Transforming:
+    """Mark a module's `transform` or `collate`: it draws random numbers only to augment, a `collate` never.
+
+    Where both are marked, the generators need not be seeded for samples that are not augmented. A method that overrides
+    a marked one is taken to draw again, unless it is marked itself.
+    """
+    transform.draws_to_augment = True  # type: ignore[attr-defined]
+    return transform
+
+
 Weights = dict[str, Tensor]
 """Effective weights of a network under canonical names: what the network computes with, adapters included."""
 

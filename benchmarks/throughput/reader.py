@@ -29,7 +29,7 @@ from mmcl.datamodules import StreamDataModule, write_shard
 from mmcl.datamodules.decode import decode
 from mmcl.errors import RunError
 from mmcl.modules.clip_transform import SampleTransform
-from mmcl.outputs import takes_pixels
+from mmcl.outputs import draws_to_augment, takes_pixels
 from mmcl.stream import Budget, Source, Stream, Task
 
 THEIRS = "webdataset, decode('pil')"
@@ -128,7 +128,7 @@ def _ours(shard: str, size: int, batch_size: int) -> Read:
     task = Task("read", [Source([shard], augment=False)], Budget(steps=1))
     data = StreamDataModule(Stream("reader", [task]), batch_size)
     samples = SampleTransform({"size": size}, None, None)
-    data.bind(takes_pixels(lambda sample, augment: samples(sample, augment)), seed=0)
+    data.bind(draws_to_augment(takes_pixels(lambda sample, augment: samples(sample, augment))), seed=0)
     return lambda: iter(data.pass_loader(task))
 
 

@@ -17,7 +17,7 @@ from torch.optim import Optimizer
 from mmcl import weights
 from mmcl.collate import collate
 from mmcl.errors import ConfigError, near
-from mmcl.outputs import ATTACHED, MEMBERS, Batch, Objective, Outputs, Packing, Recorded
+from mmcl.outputs import ATTACHED, MEMBERS, Batch, Objective, Outputs, Packing, Recorded, draws_to_augment
 from mmcl.schedule import Schedule, WarmupCosine
 from mmcl.strategy import Distillable
 from mmcl.stream import Stream, Task
@@ -88,6 +88,7 @@ class Module(Recorded, pl.LightningModule):
         """Decoded sample (PIL image, str, int) -> tensors of one row of a batch. Runs in data workers."""
         raise NotImplementedError
 
+    @draws_to_augment
     def collate(self, samples: Sequence[dict[str, Any]]) -> Batch:
         """Rows -> batch, in data workers: tensors are stacked, those named in `paddings` filled up to the longest."""
         return collate(samples, self.paddings)

@@ -16,7 +16,7 @@ from mmcl.modules.clip_layers import canonical
 from mmcl.modules.clip_transform import ImageAugment
 from mmcl.modules.contrastive_losses import ClassTextCrossEntropy, Contrastive
 from mmcl.modules.objectives import IGNORED, share_of_valid
-from mmcl.outputs import Batch, Objective, Outputs, takes_pixels
+from mmcl.outputs import Batch, Objective, Outputs, draws_to_augment, takes_pixels
 from mmcl.schedule import Schedule
 from mmcl.stream import Stream
 
@@ -173,6 +173,7 @@ class CaptionerModule(CLIPModule):
             outputs.valid &= valid[:, None]
         return outputs
 
+    @draws_to_augment
     @takes_pixels
     def transform(self, sample: dict[str, Any], augment: bool) -> dict[str, Any]:
         """As of `CLIPModule`; the captions themselves stay beside their tokens as ``answers``."""

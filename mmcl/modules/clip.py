@@ -18,7 +18,7 @@ from mmcl.modules.clip_layers import HEADS, PARTS, canonical, head, layer_scales
 from mmcl.modules.clip_transform import ImageAugment, SampleTransform
 from mmcl.modules.contrastive_losses import Contrastive
 from mmcl.modules.prompt_sites import image_features, prompt_sites
-from mmcl.outputs import Batch, Objective, Outputs, takes_pixels
+from mmcl.outputs import Batch, Objective, Outputs, draws_to_augment, takes_pixels
 from mmcl.schedule import Schedule
 from mmcl.stream import Task
 
@@ -136,6 +136,7 @@ class CLIPModule(Module):
     def _formatted(self, network: nn.Module) -> nn.Module:
         return network.to(memory_format=self.memory_format)  # type: ignore[call-overload, no-any-return]
 
+    @draws_to_augment
     @takes_pixels
     def transform(self, sample: dict[str, Any], augment: bool) -> dict[str, Any]:
         return self.samples(sample, augment)

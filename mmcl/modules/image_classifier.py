@@ -20,7 +20,7 @@ from mmcl.modules.image_transform import ImageTransform
 from mmcl.modules.labels import LabelSpace
 from mmcl.modules.objectives import IGNORED
 from mmcl.modules.prompt_sites import prompt_sites
-from mmcl.outputs import Batch, Objective, Outputs, takes_pixels
+from mmcl.outputs import Batch, Objective, Outputs, draws_to_augment, takes_pixels
 from mmcl.schedule import Schedule
 from mmcl.stream import Stream, Task
 
@@ -169,6 +169,7 @@ class ImageClassifierModule(Module):
         with torch.random.fork_rng(devices=[]):  # a teacher must not move the random numbers of the run
             return self._formatted(ImageNetwork(self.source.build(self.image_size), self._network.classes, *self._head))
 
+    @draws_to_augment
     @takes_pixels
     def transform(self, sample: dict[str, Any], augment: bool) -> dict[str, Any]:
         """Picture -> ``image`` (3, H, W); in training the label's column as ``targets``.

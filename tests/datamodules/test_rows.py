@@ -1,5 +1,6 @@
 """Rows of different lengths, rows that a module cannot use, and sources that a task mixes in."""
 
+import random
 from collections import Counter
 from dataclasses import replace
 
@@ -11,7 +12,7 @@ from PIL import Image
 from mmcl.collate import collate
 from mmcl.datamodules import StreamDataModule
 from mmcl.errors import ConfigError, RunError, SampleError
-from mmcl.outputs import SKIP, takes_pixels
+from mmcl.outputs import SKIP, draws_to_augment, takes_pixels
 from mmcl.stream import Stream
 
 
@@ -62,6 +63,32 @@ def test_transforms_that_take_pixels_get_them(make_source):
         (array,) = set(batch["array"].tolist())
         found[array] = batch["sum"].tolist()
     assert found[False] == found[True]
+
+
+def test_generators_are_seeded_wherever_something_may_draw(make_source):
+    def seeds(sample, augment):
+        return {"seed": str(torch.initial_seed()), "drawn": random.random() + np.random.rand() + float(torch.rand(()))}
+
+    def own(samples):
+        return collate(samples)
+
+    source, found = make_source((6,)), {}
+    for marked in (False, True):
+        for stacked in (collate, own):
+            transform = (draws_to_augment if marked else lambda same: same)(
+                lambda sample, augment: seeds(sample, augment)
+            )
+            data, task = bound(source, max_bad=0.0)
+            data.bind(transform, seed=0, collate=stacked)
+            before = random.getstate(), torch.get_rng_state().tolist()
+            (batch,) = data.eval_loader(source)
+            found[marked, stacked] = batch["seed"]
+            seeded = not marked or stacked is own
+            assert len(set(found[marked, stacked])) == (6 if seeded else 1)
+            assert ((random.getstate(), torch.get_rng_state().tolist()) == before) == seeded
+            drawn = [batch["drawn"].tolist() for batch in data.pass_loader(task, augment=True)]
+            assert drawn == found.setdefault("drawn", drawn)  # augmentation is the same, marked or not
+    assert found[False, collate] == found[False, own] == found[True, own]
 
 
 def test_training_replaces_what_the_module_cannot_use(make_source):

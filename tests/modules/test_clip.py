@@ -1,11 +1,13 @@
 import math
 import pickle
+import random
 import warnings
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
 import lightning.pytorch as pl
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -149,6 +151,20 @@ def test_the_plain_transform_is_open_clip_s(make: Make, tools: SimpleNamespace) 
     assert row["text"].dtype == torch.int64 and row["text"].shape == (10,)
     assert (row["labels"], row["__key__"], row["__index__"]) == (3, "k", 7)
     assert not isinstance(sample["image"], Tensor)  # the sample itself is left alone
+
+
+def test_nothing_is_drawn_where_nothing_is_augmented(make: Make, tools: SimpleNamespace) -> None:
+    module = make(augment=ImageAugment(scale=(0.3, 0.9)))
+    sample = {"image": tools.picture(), "text": ["a cat", "a dog"], "__key__": "k"}
+    assert module.transform.draws_to_augment and module.collate.draws_to_augment  # type: ignore[attr-defined]
+
+    def state() -> tuple[Any, ...]:
+        return random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()
+
+    for augment in (False, True):
+        before = state()
+        module.collate([module.transform(sample, augment)])
+        assert (state() == before) is not augment
 
 
 def test_augmentation_follows_the_random_state_and_can_be_switched_off(make: Make, tools: SimpleNamespace) -> None:

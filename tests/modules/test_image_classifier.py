@@ -136,7 +136,10 @@ def test_the_plain_transform_is_timm_s() -> None:
     config = resolve_model_data_config(timm.create_model(MODEL))
     expected: Any = create_transform(**config, is_training=False)
     assert torch.equal(module.transform({"image": picture()}, False)["image"], expected(picture()))
+    assert module.transform.draws_to_augment  # type: ignore[attr-defined]
+    before = torch.get_rng_state()
     grey = module.transform({"image": picture(mode="L")}, False)["image"]
+    assert torch.equal(torch.get_rng_state(), before)
     assert torch.equal(grey, expected(picture(mode="L").convert("RGB")))
 
 
