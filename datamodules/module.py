@@ -171,8 +171,8 @@ class StreamDataModule(LightningDataModule):
         return sum(len(reader) for reader in readers if not isinstance(reader, StreamReader))
 
     def fields(self, source: Source) -> frozenset[str]:
-        """What the samples of a source hold: ``image``, ``audio``, ``text``, ``labels``, or what its `fields` name."""
-        return frozenset.intersection(*(frozenset(self._readers.open(part).present) for part in source.all))
+        """What a source's own samples hold: ``image``, ``audio``, ``text``, ``labels``, or what its `fields` name."""
+        return frozenset(self._readers.open(source).present)
 
     def captions(self, source: Source) -> Iterator[str]:
         """All captions of a source, in the order of its samples.
