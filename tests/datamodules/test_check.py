@@ -78,6 +78,8 @@ def test_fields_of_a_joined_source_are_its_own(make_data, make_source, make_samp
     with pytest.raises(ConfigError, match=r"task 't': the samples of source 'bare' \(.*bare\.tar\) have no text"):
         check_samples(data.stream, module, data)
     check_samples(data.stream, module, data, trains=False)
+    far = Source(["https://joe:secret@host/a.tar?signature=secret"], "far")
+    assert data.title(far) == "source 'far' (https://host/a.tar?...)"
     idle = make_data(source, budget=Budget(steps=0))
     check_samples(idle.stream, module, idle)
 
