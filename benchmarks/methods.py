@@ -75,11 +75,16 @@ def table(runs: Mapping[str, Sequence[Run]]) -> list[str]:
     return lines
 
 
+def arguments(stream: Mapping[str, Any], method: str) -> tuple[str, ...]:
+    """Of `mmcl fit`, for a row of a stream's table."""
+    return ("--config", stream["config"], *stream["arguments"], *stream["methods"][method])
+
+
 def section(name: str, stream: Mapping[str, Any], record: tables.Record, seeds: Sequence[int]) -> list[str]:
     """What a stream is and its table; nothing where no run has finished."""
     found: dict[str, list[Run]] = {}
     for method in stream["methods"]:
-        figures = (record.figures(f"{name}/{method}/seed-{seed}") for seed in seeds)
+        figures = (record.figures(f"{name}/{method}/seed-{s}", arguments(stream, method), s) for s in seeds)
         done = [Run(**f) for f in figures if f is not None]
         if done:
             found[method] = done
@@ -96,14 +101,14 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/methods"))
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time, of one thread each")
     parser.add_argument("--page", type=Path, help="Markdown page that holds the tables, for instance docs/results.md")
-    parser.add_argument("--only_table", action="store_true", help="run nothing; the table of the runs that are there")
+    parser.add_argument("--only_table", action="store_true", help="run nothing; the table of recorded runs")
     given = parser.parse_args()
     record = tables.record(given.page, "methods", given.out, lambda results: asdict(read(results)))
     runs = [
-        (f"{name}/{method}/seed-{seed}", ("--config", streams[name]["config"], *streams[name]["arguments"], *own), seed)
+        (f"{name}/{method}/seed-{seed}", arguments(streams[name], method), seed)
         for seed in given.seeds
         for name in given.streams
-        for method, own in streams[name]["methods"].items()
+        for method in streams[name]["methods"]
         if given.methods is None or method in given.methods
     ]
     if not given.only_table:

@@ -96,11 +96,11 @@ def keep(results: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def gather(record: tables.Record) -> str:
+def gather(record: tables.Record, seed: int) -> str:
     """Sections of all streams that have finished runs."""
     lines: list[str] = []
     for stream, title in STREAMS.items():
-        found = {method: record.figures(f"{stream}/{method}") for method in METHODS}
+        found = {m: record.figures(f"{stream}/{m}", ("--config", f"pocket/{stream}/{m}"), seed) for m in METHODS}
         runs = {method: figures for method, figures in found.items() if figures is not None}
         if runs:
             lines += section(title, stream, runs)
@@ -115,7 +115,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("runs/pocket"))
     parser.add_argument("--page", type=Path, help="Markdown page that holds the tables, for instance docs/results.md")
-    parser.add_argument("--only_table", action="store_true", help="run nothing; the tables of the runs that are there")
+    parser.add_argument("--only_table", action="store_true", help="run nothing; the tables of recorded runs")
     given = parser.parse_args()
     record = tables.record(given.page, "modalities", given.out, keep)
     known = presets.listing()
@@ -124,7 +124,7 @@ def main() -> None:
             config, name = f"pocket/{stream}/{method}", f"{stream}/{method}"
             if config in known and not given.only_table:
                 record.run(name, ("--config", config), given.out / name, given.seed)
-    text = gather(record)
+    text = gather(record, given.seed)
     print(text)
     if given.page is not None:
         tables.fill(given.page, "modalities", text)

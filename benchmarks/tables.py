@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import shlex
@@ -9,8 +10,9 @@ import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from threading import Lock
 from typing import Any
+
+from mmcl.run_folder import write_text
 
 
 class Record:
@@ -23,11 +25,12 @@ class Record:
 
     def __init__(self, file: Path, keep: Callable[[Mapping[str, Any]], dict[str, Any]]) -> None:
         self.file, self.keep = file, keep
-        self.runs: dict[str, dict[str, Any]] = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
-        self._lock = Lock()
+        self.runs = self._read()
 
     def run(self, name: str, arguments: Sequence[str], folder: Path, seed: int) -> None:
         """`mmcl fit`, unless a run of that name with those arguments is recorded; then its figures are recorded.
+
+        A preset that has changed under its name is not noticed: take the run's line out of the file.
 
         Args:
             name: of the run in the file.
@@ -35,20 +38,35 @@ class Record:
             folder: of the run.
             seed: of the run.
         """
-        command = shlex.join(["mmcl", "fit", *arguments, "--seed_everything", str(seed)])
-        if self.runs.get(name, {}).get("command") == command or not fit(arguments, folder, seed):
+        if self.figures(name, arguments, seed) is not None or not fit(arguments, folder, seed):
             return
         results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
-        figures = {"command": command, "versions": results["run"]["versions"], "figures": self.keep(results)}
-        with self._lock:
-            self.runs[name] = figures
-            self.file.parent.mkdir(parents=True, exist_ok=True)
-            lines = (f"{json.dumps(k)}: {json.dumps(v)}" for k, v in sorted(self.runs.items()))
-            self.file.write_text("{\n" + ",\n".join(lines) + "\n}\n", encoding="utf-8")
+        versions, figures = results["run"]["versions"], self.keep(results)
+        self._add(name, {"command": _command(arguments, seed), "versions": versions, "figures": figures})
 
-    def figures(self, name: str) -> dict[str, Any] | None:
-        """Of a recorded run."""
-        return self.runs[name]["figures"] if name in self.runs else None
+    def figures(self, name: str, arguments: Sequence[str], seed: int) -> dict[str, Any] | None:
+        """Of a recorded run; None where there is none of that name with those arguments."""
+        found = self.runs.get(name)
+        return found["figures"] if found is not None and found["command"] == _command(arguments, seed) else None
+
+    def _add(self, name: str, run: dict[str, Any]) -> None:
+        """To the file as it is by now: other threads and processes add to it, too."""
+        self.file.parent.mkdir(parents=True, exist_ok=True)
+        folder = os.open(self.file.parent, os.O_RDONLY)
+        try:
+            fcntl.flock(folder, fcntl.LOCK_EX)
+            self.runs = {**self._read(), name: run}
+            lines = (f"{json.dumps(k)}: {json.dumps(v)}" for k, v in sorted(self.runs.items()))
+            write_text(self.file, "{\n" + ",\n".join(lines) + "\n}\n")
+        finally:
+            os.close(folder)
+
+    def _read(self) -> dict[str, dict[str, Any]]:
+        return json.loads(self.file.read_text(encoding="utf-8")) if self.file.exists() else {}
+
+
+def _command(arguments: Sequence[str], seed: int) -> str:
+    return shlex.join(["mmcl", "fit", *arguments, "--seed_everything", str(seed)])
 
 
 def record(page: Path | None, name: str, out: Path, keep: Callable[[Mapping[str, Any]], dict[str, Any]]) -> Record:

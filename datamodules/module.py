@@ -17,6 +17,7 @@ from mmcl.datamodules.order import Order, derive
 from mmcl.datamodules.plan import OWN, BatchPlan, make_plan
 from mmcl.datamodules.reader import SourceReader
 from mmcl.datamodules.readers import Readers
+from mmcl.datamodules.remote import public
 from mmcl.datamodules.sampler import Cut, Part, PassBatches, TrainBatches, choose, interleave
 from mmcl.datamodules.stream_part import StreamPart, Topology
 from mmcl.datamodules.stream_source import StreamPool, StreamReader
@@ -171,8 +172,12 @@ class StreamDataModule(LightningDataModule):
         return sum(len(reader) for reader in readers if not isinstance(reader, StreamReader))
 
     def fields(self, source: Source) -> frozenset[str]:
-        """What the samples of a source hold: ``image``, ``audio``, ``text``, ``labels``, or what its `fields` name."""
-        return frozenset.intersection(*(frozenset(self._readers.open(part).present) for part in source.all))
+        """What a source's own samples hold: ``image``, ``audio``, ``text``, ``labels``, or what its `fields` name."""
+        return frozenset(self._readers.open(source).present)
+
+    def title(self, source: Source) -> str:
+        """A source's name and first shard, for messages: many are called alike."""
+        return f"source '{source.name}' ({public(source.shards[0])})"
 
     def captions(self, source: Source) -> Iterator[str]:
         """All captions of a source, in the order of its samples.

@@ -47,7 +47,7 @@ def refuse_copies(source: str, paths: Sequence[str], shards: Sequence[ShardIndex
 def note_oddities(source: str, paths: Sequence[str], shards: Sequence[ShardIndex]) -> None:
     """Say in the log which shards share a name, which members are never read, and which are misnamed."""
     named: dict[str, str] = {}
-    again = [path for path in paths if named.setdefault(path.rpartition("/")[2], path) is not path]
+    again = [path for path in paths if named.setdefault(path.rpartition("/")[2], path) != path]
     if again:
         other = named[again[0].rpartition("/")[2]]
         logger.info("source '%s': shard %s has the same name as %s; both are read", source, again[0], other)

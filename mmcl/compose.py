@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 
 from mmcl import plugins
@@ -73,7 +73,11 @@ def check(strategies: Sequence[Strategy], module: ModuleContract, facts: frozens
 
 def _givers(need: str) -> str:
     """Which strategies offer what the module lacks, for a message."""
-    found = [name for name in plugins.listing("strategies") if need in plugins.load("strategies", name).offers]
+    found = []
+    for name in plugins.listing("strategies"):
+        with suppress(ConfigError):  # a package of somebody else's that cannot be imported
+            if need in getattr(plugins.load("strategies", name), "offers", ()):
+                found.append(name)
     return f"; put {' or '.join(found)} into the list of strategies" if found else ""
 
 

@@ -30,10 +30,11 @@ def near(name: str, known: Iterable[str], listed: str = "") -> str:
         known: what there is.
         listed: the command that shows what there is, named instead where that would be long.
     """
-    names = {other.casefold(): other for other in sorted(known)}
+    known = sorted(known)
+    names = {other.casefold(): other for other in known}
     close = difflib.get_close_matches(name.casefold(), names, n=3, cutoff=0.5)
     if close:
         return f"did you mean {' or '.join(names[other] for other in close)}?"
     if listed:
         return f"`{listed}` shows them all"
-    return f"known: {', '.join(names.values())}" if names else "none is known"
+    return f"known: {', '.join(known)}" if known else "none is known"

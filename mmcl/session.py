@@ -151,7 +151,8 @@ class Session:
             packing=self.module.packing,
         )
         self.data.check()
-        check_samples(self.stream, self.module, self.data)
+        idle = any(strategy.idle for strategy in self.composition.strategies)
+        check_samples(self.stream, self.module, self.data, trains=not idle)
         for task in self.stream.tasks:
             self._check_shares(task)
 

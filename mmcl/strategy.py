@@ -170,6 +170,8 @@ class Strategy(Recorded, nn.Module):
     """Whether it adapts while it is tested: its `wrap_forward` is called in `mmcl test` alone, with gradients on."""
     freezes: bool = False
     """Whether it freezes the whole network but for what `ModuleContract.is_head` names."""
+    idle: bool = False
+    """Whether nothing of the network trains beside it, so that samples may lack what only the objective reads."""
     holds: bool = False
     """Whether it works on weights of the network that train; refused beside what leaves none."""
     unsupported: frozenset[str] = frozenset()

@@ -65,8 +65,9 @@ def _check_object(value: Any, where: str, flags: Sequence[str], base: type | Non
     if base is not None:  # what is called later, such as an optimizer, gets the rest of its arguments then
         elsewhere = {f.rpartition(".")[2] for f in flags if f.startswith(f"--{where.split('.')[0]}")}
         _refuse_missing({**given, **dict.fromkeys(elsewhere, "")}, parameters, where)
+    plain = "." in value["class_path"] and _import(value["class_path"], where) is Stream
     for key, inner in given.items():
-        _check_value(inner, key, f"{where}.{key}", flags)
+        _check_value(inner, key, f"{where}.{key}", flags, plain)
 
 
 def _is_a(found: Any, base: type) -> bool:
@@ -74,7 +75,7 @@ def _is_a(found: Any, base: type) -> bool:
     return issubclass(found, base) if isinstance(found, type) else callable(found)
 
 
-def _check_value(value: Any, key: str, where: str, flags: Sequence[str]) -> None:
+def _check_value(value: Any, key: str, where: str, flags: Sequence[str], plain: bool) -> None:
     kind = HOLDS.get(key)
     if isinstance(value, Mapping) and "class_path" in value:
         _check_object(value, where, flags)
@@ -86,12 +87,14 @@ def _check_value(value: Any, key: str, where: str, flags: Sequence[str]) -> None
             fields = {f.name: f.default for f in dataclasses.fields(kind)}
             required = {f: EMPTY for f, default in fields.items() if _required(kind, f, default)}
             if not isinstance(item, Mapping):
-                keys = ", ".join(required or fields)
-                raise ConfigError(f"{place} is {item!r}; it must be a mapping with keys such as {keys}")
+                if plain:  # arguments of strategies and benchmarks may be called `tasks` or `sources` and hold names
+                    keys = ", ".join(required or fields)
+                    raise ConfigError(f"{place} is {item!r}; it must be a mapping with keys such as {keys}")
+                continue
             _refuse_unknown(item, fields, place)
             _refuse_missing(item, required, place)
             for inner, content in item.items():
-                _check_value(content, inner, f"{place}.{inner}", flags)
+                _check_value(content, inner, f"{place}.{inner}", flags, True)
 
 
 def _required(kind: type, name: str, default: Any) -> bool:

@@ -17,9 +17,9 @@ from mmcl.strategy import StepContext, Strategy
 from mmcl.stream import Stream, Task
 
 SELECTED = "selected_prompts"
+"""Key in `Outputs.extra` of a `Selected`."""
 KEYS = "prompts.keys"
 """What strategies offer that select prompts by key."""
-"""Key in `Outputs.extra` of a `Selected`."""
 Attachment = Callable[[], AbstractContextManager[None]]
 
 

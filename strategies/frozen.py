@@ -13,5 +13,7 @@ class Frozen(Strategy):
     other strategies in the list are left as they are.
     """
 
+    idle = True
+
     def grow(self, task: Task) -> None:
         self.module.network.requires_grad_(False)

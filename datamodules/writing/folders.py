@@ -10,16 +10,17 @@ from pathlib import Path
 from mmcl.datamodules.decode import AUDIO, IMAGES
 from mmcl.datamodules.writing.options import Kind, Options
 from mmcl.datamodules.writing.rows import File, Row
+from mmcl.datamodules.writing.tables import SUFFIXES
 from mmcl.errors import ConfigError
 
 # What people have in such folders besides, and what shards do not hold: a row each, so that none is lost unseen.
-FOREIGN = {
+FOREIGN: dict[Kind, tuple[str, ...]] = {
     "images": ("gif", "bmp", "tif", "tiff", "heic", "avif", "jp2", "svg", "jfif"),
     "audio": ("m4a", "aac", "wma", "opus", "aif", "aiff", "au", "amr"),
     "texts": (),
 }
-KNOWN = {"images": IMAGES, "audio": AUDIO, "texts": ("txt",)}
-MEMBERS = {"images": "image", "audio": "audio", "texts": "txt"}
+KNOWN: dict[Kind, tuple[str, ...]] = {"images": IMAGES, "audio": AUDIO, "texts": ("txt",)}
+MEMBERS: dict[Kind, str] = {"images": "image", "audio": "audio", "texts": "txt"}
 
 
 class FolderSource:
@@ -112,7 +113,14 @@ def _walk(root: Path, unused: Counter[str]) -> Iterator[str]:
 
 
 def _kind(folder: str, by_extension: Counter[str]) -> Kind:
-    found = [kind for kind, known in KNOWN.items() if any(by_extension[e] for e in known)]
+    found: list[Kind] = [kind for kind, known in KNOWN.items() if any(by_extension[e] for e in known)]
+    if found == ["texts"]:  # captions of files that shards do not hold are no documents
+        found = [kind for kind, others in FOREIGN.items() if any(by_extension[e] for e in others)] or found
+    tables = [f".{e}" for e in ("tar", *(s.removeprefix(".") for s in SUFFIXES)) if by_extension[e]]
+    if found == ["texts"] and tables:
+        raise ConfigError(
+            f"{folder} holds texts beside {', '.join(tables)}; name those files, or write the texts with --from texts"
+        )
     if "images" in found and "audio" in found:
         raise ConfigError(
             f"{folder} holds pictures and recordings; say with --from images or --from audio which to write"
@@ -122,8 +130,7 @@ def _kind(folder: str, by_extension: Counter[str]) -> Kind:
             f"{folder} holds no pictures ({', '.join(IMAGES)}), no recordings ({', '.join(AUDIO)}), no texts (txt) "
             "and no data set saved by `datasets`; name the folder, tables or tar files that do"
         )
-    kind: Kind = "images" if "images" in found else "audio" if "audio" in found else "texts"
-    return kind
+    return found[0]
 
 
 def _extension(path: str) -> str:

@@ -180,7 +180,8 @@ class Module(Recorded, pl.LightningModule):
         Args:
             probe: of an evaluation set; empty means training.
         """
-        return frozenset() if probe else self.objective.needs & MEMBERS.keys()
+        needs = frozenset() if probe else self.objective.needs & MEMBERS.keys()
+        return needs | {self.pair[0]} if self.pair is not None and "labels" in needs else needs  # labels of pictures
 
     def grow(self, task: Task) -> None:
         """Structure and `requires_grad` for a task; a pure function of (seed, task), replayed when a run is resumed."""

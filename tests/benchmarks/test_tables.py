@@ -28,7 +28,8 @@ def test_a_recorded_run_is_not_made_again(tmp_path: Path, monkeypatch: pytest.Mo
         shutil.rmtree(tmp_path / "runs")
         (tmp_path / "runs").mkdir()
     assert made == ["a 1", "a 2"]
-    assert record.figures("a") == {"score": 3} and record.figures("b") is None
+    assert record.figures("a", ("--rate", "2"), 3) == {"score": 3} and record.figures("b", ("--rate", "2"), 3) is None
+    assert record.figures("a", ("--rate", "1"), 3) is None, "a table would show another setting's figures"
     (stored,) = json.loads((tmp_path / "docs" / "page" / "few.json").read_text()).values()
     assert stored["command"] == "mmcl fit --rate 2 --seed_everything 3" and stored["versions"] == {"mmcl": "1"}
 
@@ -37,7 +38,16 @@ def test_a_run_that_failed_is_not_recorded(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr(tables, "fit", lambda *_: False)
     record = tables.Record(tmp_path / "few.json", dict)
     record.run("a", (), tmp_path, 0)
-    assert record.figures("a") is None and not record.file.exists()
+    assert record.figures("a", (), 0) is None and not record.file.exists()
+
+
+def test_records_that_are_open_at_once_keep_each_others_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tables, "fit", lambda *_: True)
+    (tmp_path / "results.json").write_text(json.dumps({"run": {"versions": {}}}))
+    both = [tables.Record(tmp_path / "few.json", lambda _: {}) for _ in range(2)]
+    for name, record in zip("ab", both, strict=True):
+        record.run(name, (), tmp_path, 0)
+    assert tables.Record(tmp_path / "few.json", dict).runs.keys() == {"a", "b"}
 
 
 def test_a_table_of_methods_has_means_over_seeds() -> None:
@@ -52,7 +62,9 @@ def test_rows_of_a_modality_leave_out_tasks_that_changed_nothing(tmp_path: Path)
     record = tables.Record(tmp_path / "few.json", dict)
     for name, after in (("text/frozen", [0.5, 20.0]), ("text/finetune", [0.75, 21.0])):
         values = [[0.5, 20.0], after]
-        record.runs[name] = {"figures": {**figures, "matrix": {**matrix, "values": values}}}
-    lines = modalities.gather(record).splitlines()
+        command = f"mmcl fit --config pocket/{name} --seed_everything 0"
+        record.runs[name] = {"command": command, "figures": {**figures, "matrix": {**matrix, "values": values}}}
+    assert modalities.gather(record, 1) == ""
+    lines = modalities.gather(record, 0).splitlines()
     assert lines[4] == "| method | after | a (5) | *b* ↓ (7) | training, peak memory |"
     assert lines[6:] == ["| any | nothing | 0.500 | 20.0 |  |", "| finetune | a | 0.750 | 21.0 | 9 s, 1.0 GiB |"]

@@ -12,6 +12,7 @@ import torch
 from tiny import COLOURS
 
 from mmcl.datamodules.write import write_shard
+from mmcl.wording import check_keys
 
 Mmcl = Callable[..., Any]
 TASK, EVAL = "data__stream__tasks__0", "data__stream__evals__2"
@@ -221,6 +222,36 @@ def test_samples_without_what_they_are_read_for(
     config = changed(**{f"{place}__shards": [str(tmp_path / "bare.tar")]})
     refused(mmcl("fit", "--config", config), "bare.tar", "they have", *parts)
     assert not list(workplace.iterdir())
+
+
+def test_pictures_of_classes(mmcl: Mmcl, changed: Callable[..., Path], workplace: Path, tmp_path: Path) -> None:
+    """The objective over class texts reads pictures too, of a task's own samples and of those mixed in."""
+    write_shard(tmp_path / "bare.tar", [{k: v for k, v in s.items() if k != "png"} for s in tiny.pictures("dots", 24)])
+    classes = {"model__init_args__objective": {"class_path": "ClassTextCrossEntropy"}}
+    source = {"shards": [str(tmp_path / "bare.tar")]}
+    for place, value in (("train", [source]), ("mix", [{**source, "name": "old", "share": 0.5}])):
+        answer = mmcl("fit", "--config", changed(**{f"{TASK}__{place}": value}, **classes))
+        refused(answer, "task 'dots'", "no image, which CLIPModule with ClassTextCrossEntropy needs")
+    assert not list(workplace.iterdir())
+
+
+@pytest.mark.parametrize("name", ["Frozen", "NearestMean"])
+def test_what_does_not_train_needs_no_captions(
+    mmcl: Mmcl, changed: Callable[..., Path], tmp_path: Path, name: str
+) -> None:
+    write_shard(tmp_path / "bare.tar", [{k: v for k, v in s.items() if k != "txt"} for s in tiny.pictures("dots", 24)])
+    train = {f"data__stream__tasks__{i}__train": [{"shards": [str(tmp_path / "bare.tar")]}] for i in (0, 1)}
+    config = changed(**train, strategies=[name])
+    answer = mmcl("fit", "--config", config, "--run_dir", tmp_path / "run")
+    assert answer.code == 0, answer.err
+
+
+def test_names_where_a_stream_would_have_tasks_and_sources() -> None:
+    """Arguments of benchmarks and strategies may be called as a stream's are and hold something else."""
+    questions = {"class_path": "mmcl.benchmarks.pocket_questions.pocket_questions", "init_args": {"tasks": ["a"]}}
+    speeds = {"targets": {"a": 1.0}, "sources": {"a": "b"}}
+    strategy = {"class_path": "mmcl.strategies.velocitune.Velocitune", "init_args": speeds}
+    check_keys({"data": {"stream": questions}, "strategies": [strategy]}, ["data", "strategies"], [])
 
 
 def test_folders_for_shards(mmcl: Mmcl, changed: Callable[..., Path], home: Path, workplace: Path) -> None:

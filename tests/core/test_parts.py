@@ -13,7 +13,7 @@ from toy import ToyModule, runner
 
 from mmcl import Strategy, checkpoint, plugins, presets, seeds, weights
 from mmcl.compose import Composition, check, expand
-from mmcl.errors import ConfigError, RunError
+from mmcl.errors import ConfigError, RunError, near
 from mmcl.outputs import Outputs, by_row
 from mmcl.run_folder import MetricsLog, flatten, write_text
 from mmcl.strategies import LwF, WeightEnsemble
@@ -127,6 +127,26 @@ def test_composition() -> None:
         check([Asks()], module, frozenset({"accumulation"}))
     with pytest.raises(ConfigError, match="must say its phase"):
         check([Asks()], module)
+
+
+class Offers(Strategy):
+    offers = frozenset({"tokens"})
+
+
+def test_what_strategies_offer_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A package that cannot be imported, or registers what is no strategy, does not hide who offers a need."""
+    module: Any = ToyModule()
+    monkeypatch.setattr(Asks, "gradients", "observe")
+    check([Asks(), Offers()], module)
+    found = {"Broken": ("nowhere.Broken", ""), "Made": ("toy.runner", ""), "Theirs": (f"{__name__}.Offers", "")}
+    monkeypatch.setattr(plugins, "_foreign", lambda kind: found)
+    with pytest.raises(ConfigError, match=r"does not provide; put Theirs into the list of strategies$"):
+        check([Asks()], module)
+
+
+def test_near_names_differ_in_case() -> None:
+    assert near("LR", ["lr", "steps"]) == "did you mean lr?"
+    assert near("xyz", ["B", "b"]) == "known: B, b" and near("xyz", ["B"], "mmcl list") == "`mmcl list` shows them all"
 
 
 def test_state_is_declared_once_and_restored() -> None:

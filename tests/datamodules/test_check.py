@@ -1,10 +1,13 @@
 import tarfile
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 
+from mmcl.benchmarks.folders import joined
 from mmcl.datamodules import StreamDataModule, write_shard
 from mmcl.errors import ConfigError
+from mmcl.needs import check_samples
 from mmcl.stream import Budget, Source, Stream, Task
 
 NAMES = ["a", "b", "c", "d"]
@@ -62,6 +65,23 @@ def test_class_names_without_labels(make_data, make_samples, tmp_path):
     bare = replace(source, labels={0: 0}, fields={"image": ["png"]})
     with pytest.raises(ConfigError, match=r"`labels` maps classes, but its samples have none; add members KEY\.cls"):
         make_data(bare).check()
+
+
+def test_fields_of_a_joined_source_are_its_own(make_data, make_source, make_samples, tmp_path):
+    """The one that lacks a field is named, not the first of those that are drawn with it."""
+    write_shard(tmp_path / "bare.tar", [{k: v for k, v in s.items() if k != "txt"} for s in make_samples(4, 90)])
+    whole, bare = make_source((8,), "whole"), Source([str(tmp_path / "bare.tar")], "bare")
+    source = joined("both", [whole, bare])
+    data = make_data(source)
+    assert data.fields(source) == {"image", "text", "labels"} and data.fields(bare) == {"image", "labels"}
+    module = SimpleNamespace(objective=None, needed=lambda probe="": frozenset({"text"}))
+    with pytest.raises(ConfigError, match=r"task 't': the samples of source 'bare' \(.*bare\.tar\) have no text"):
+        check_samples(data.stream, module, data)
+    check_samples(data.stream, module, data, trains=False)
+    far = Source(["https://joe:secret@host/a.tar?signature=secret"], "far")
+    assert data.title(far) == "source 'far' (https://host/a.tar?...)"
+    idle = make_data(source, budget=Budget(steps=0))
+    check_samples(idle.stream, module, idle)
 
 
 @pytest.mark.parametrize(

@@ -134,6 +134,12 @@ def test_folders_that_cannot_be_meant(tmp_path: Path) -> None:
     assert list(write(both, tmp_path / "out", kind="audio")) == ["b"]
     with pytest.raises(ConfigError, match="holds no pictures"):
         write(fill(tmp_path / "none", {"a.md": "x"}), tmp_path / "out")
+    with pytest.raises(RunError, match=r"shards hold no \.gif; convert it"):  # captions alone are no documents
+        write(fill(tmp_path / "gifs", {"a.gif": b"GIF89a", "a.txt": "x"}), tmp_path / "bad")
+    beside = fill(tmp_path / "beside", {"rows.csv": "text\nx\n", "licence.txt": "free"})
+    with pytest.raises(ConfigError, match=r"holds texts beside \.csv; name those files, or .* --from texts"):
+        write(beside, tmp_path / "out")
+    assert list(write(beside, tmp_path / "texts", kind="texts")) == ["licence"]
     with pytest.raises(ConfigError, match="does not exist; give a folder, a table"):
         write(tmp_path / "gone", tmp_path / "out")
 

@@ -228,7 +228,7 @@ def test_a_stream_is_checked_before_anything_is_written(make: Make, tools: Simpl
     assert module.needed() == module.needed("retrieval") == {"image", "text"}
     assert module.needed("zero_shot") == {"image", "labels"}
     classes = make(objective=ClassTextCrossEntropy())
-    assert classes.needed() == {"labels"}
+    assert classes.needed() == {"image", "labels"} and classes.needed("retrieval") == {"image", "text"}
     with pytest.raises(ConfigError, match="task 'things' has no class names"):
         classes.check(stream(EvalSet("e", source, class_names=["cat"]), class_names=None))
 
