@@ -161,7 +161,6 @@ def test_choices_by_labels_need_no_captions() -> None:
     for wrong, message in (
         (choice(), "needs `class_names`"),
         (choice(class_names=names, fields={"image": ["png"]}), "lack labels, or text"),
-        (choice(class_names=names, fields={"labels": ["cls"]}), "lack image"),
     ):
         with pytest.raises(ConfigError, match=message):
             module.check(Stream("s", [task], [wrong]))
