@@ -25,18 +25,25 @@ CLASSES = {
 TITLES = {"fashion-mnist": "Fashion-MNIST's ten classes", "mnist": "MNIST's ten digits"}
 TEST = {"fashion-mnist": 1_000, "mnist": 892}
 """Data set -> test pictures of its rarest class."""
+TRAIN = {"fashion-mnist": 6_000, "mnist": 5_421}
+"""Data set -> training pictures of its rarest class."""
 STEPS = 40
 """Optimizer steps of a task."""
 PROTOCOL = (
-    "Class-incremental. {sets} come {each} at a time, in the order of their labels: each task trains on all training "
-    "pictures of its classes, drawn by the seed. A task's column holds test pictures of its classes; the model is not "
+    "Class-incremental. {sets} come {each} at a time, in the order of their labels: each task trains on {train}, "
+    "drawn by the seed. A task's column holds test pictures of its classes; the model is not "
     "told the task. Columns of classes that are still to come are 0, and nothing is held out: what is lost shows in "
     "the columns of earlier tasks. The columns use {test} pictures of each class."
 )
+FEW = "the first {} training pictures of each of its classes"
 
 
 def pocket_classes(
-    steps: int = STEPS, test: int = 250, classes_per_task: int = 2, sets: Sequence[str] = ("fashion-mnist",)
+    steps: int = STEPS,
+    test: int = 250,
+    classes_per_task: int = 2,
+    sets: Sequence[str] = ("fashion-mnist",),
+    train: int | None = None,
 ) -> Stream:
     """Fashion-MNIST, two classes at a time.
 
@@ -45,6 +52,7 @@ def pocket_classes(
         test: how many pictures of each class are measured, the first ones of the test set.
         classes_per_task: how many classes come with a task.
         sets: data sets, one after the other: ``fashion-mnist`` and ``mnist``.
+        train: how many pictures of each class are trained on, the first ones of the training set; None: all.
 
     Raises:
         ConfigError: a number or a set that cannot be, or the pictures were not fetched.
@@ -52,10 +60,10 @@ def pocket_classes(
     for name in sets:
         if name not in CLASSES:
             raise ConfigError(f"pocket_classes: {name!r} is no data set of it; {near(name, CLASSES)}")
-        if not 1 <= test <= TEST[name]:
-            raise ConfigError(
-                f"pocket_classes: test is {test}; the test set of {name} has 1 to {TEST[name]} pictures of each class"
-            )
+        for what, number, most in (("test", test, TEST[name]), ("train", train, TRAIN[name])):
+            if number is not None and not 1 <= number <= most:
+                has = f"the {what} set of {name} has 1 to {most} pictures of each class"
+                raise ConfigError(f"pocket_classes: {what} is {number}; {has}")
     if not sets or len(set(sets)) < len(sets):
         raise ConfigError(f"pocket_classes: sets is {list(sets)}; name each set once, and at least one")
     if not 1 <= classes_per_task <= 10:
@@ -63,29 +71,41 @@ def pocket_classes(
     groups = [(s, range(i, min(i + classes_per_task, 10))) for s in sets for i in range(0, 10, classes_per_task)]
     return Stream(
         "pocket_classes",
-        [_task(*group, steps) for group in groups],
+        [_task(*group, steps, train) for group in groups],
         [_column(*group, test) for group in groups],
-        protocol=PROTOCOL.format(sets=" and then ".join(TITLES[s] for s in sets), each=classes_per_task, test=test),
+        protocol=PROTOCOL.format(
+            sets=" and then ".join(TITLES[s] for s in sets),
+            each=classes_per_task,
+            train="all training pictures of its classes" if train is None else FEW.format(train),
+            test=test,
+        ),
     )
 
 
-def _task(data: str, group: Sequence[int], steps: int) -> Task:
+def _task(data: str, group: Sequence[int], steps: int, train: int | None) -> Task:
     name = _name(data, group)
-    source = Source(_shards(data, "train"), name=name, labels=_labels(group))
+    keys = None if train is None else _keys(data, "train", group, train)
+    source = Source(_shards(data, "train"), name=name, keys=keys, labels=_labels(group))
     return Task(name, [source], Budget(steps=steps), name, class_names=_names(data, group))
 
 
 def _column(data: str, group: Sequence[int], test: int) -> EvalSet:
     name = _name(data, group)
-    keys = [key for label in group for key in _by_class(data)[label][:test]]
+    keys = _keys(data, "test", group, test)
     source = Source(_shards(data, "test"), name=name, keys=keys, augment=False, labels=_labels(group))
     return EvalSet(name, source, "classification", _names(data, group), group="task")
 
 
-def _by_class(data: str) -> dict[int, list[str]]:
-    """Label -> the keys of its test pictures, in the order of the published test set."""
+def _keys(data: str, split: str, group: Sequence[int], number: int) -> list[str]:
+    """The keys of the first pictures of each class, in the order of the published set."""
+    return [key for label in group for key in _by_class(data, split)[label][:number]]
+
+
+@cache
+def _by_class(data: str, split: str) -> dict[int, list[str]]:
+    """Label -> the keys of its pictures."""
     found: dict[int, list[str]] = {label: [] for label in range(10)}
-    for key, label in sorted(pair for shard in _shards(data, "test") for pair in _members(shard)):
+    for key, label in sorted(pair for shard in _shards(data, split) for pair in _members(shard)):
         found[label].append(key)
     return found
 

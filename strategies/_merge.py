@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import ClassVar, Literal, get_args
@@ -12,7 +13,7 @@ from mmcl.errors import ConfigError, near
 from mmcl.functional.merging import StoredVector
 from mmcl.outputs import Weights
 from mmcl.strategy import DataPass, Strategy
-from mmcl.stream import Task
+from mmcl.stream import Stream, Task
 
 Rule = Literal["sequential", "ema", "zero_shot", "fine_tuned"]
 """How training and merging alternate (Dziadzio et al., CVPR 2025, but for the first):
@@ -28,7 +29,8 @@ class Merge(Strategy):
     """Evaluate a merge of the tasks' weights; subclasses say which.
 
     The merge is made whenever it is asked for, out of what is kept of earlier tasks and the live weights, so that it
-    can be measured in the middle of a task. What a network has grown since the pretrained one is the live one's.
+    can be measured in the middle of a task. What a network has grown since the pretrained one is the live one's. So are
+    the rows of a head for classes of one task alone, which no other task's weights say anything of.
 
     Args:
         rule: see `Rule`.
@@ -71,6 +73,10 @@ class Merge(Strategy):
 
     # -- the hooks --------------------------------------------------------------------------------------------------
 
+    def setup(self, stream: Stream) -> None:
+        tasks = Counter(column for task in stream.tasks for column in self.module.columns(task))
+        self._own = [column for column in sorted(tasks) if tasks[column] == 1]
+
     def on_task_start(self, task: Task, data: DataPass) -> None:
         position = self.stream.position(task)
         if position == 0:  # the weights are the pretrained ones
@@ -79,10 +85,10 @@ class Merge(Strategy):
         kept = self.absorb(base, self.live(), self.kept, last)
         if self.rule in ("ema", "fine_tuned"):
             merged = self.result(base, kept, last)
-            self.load(self.grown(merged))
+            self.load(self._whole(merged))
             kept = self.carried(base, merged) if self.rule == "ema" else {}
         elif self.rule == "zero_shot":
-            self.load(self.grown(self.snapshot("initial")))  # running statistics too
+            self.load(self._whole(self.snapshot("initial")))  # running statistics too
         self.kept = kept
 
     def eval_weights(self, variant: str = "") -> AbstractContextManager[None]:
@@ -90,7 +96,16 @@ class Merge(Strategy):
             return nullcontext()
         base = self.base()
         kept = self.absorb(base, self.live(), self.kept, self.task)
-        return self.swap(self.grown(self.result(base, kept, self.task)))
+        return self.swap(self._whole(self.result(base, kept, self.task)))
+
+    def _whole(self, older: Weights) -> Weights:
+        """Weights in the shapes of today, with the live rows of classes that no two tasks share."""
+        live, found = self.weights(), self.grown(older)
+        for name in filter(self.module.is_head, found):
+            if found[name].dim():
+                rows = [row for row in self._own if row < len(live[name])]
+                found[name][rows] = live[name][rows].to(found[name])
+        return found
 
     # -- weights of one shape ---------------------------------------------------------------------------------------
 

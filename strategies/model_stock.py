@@ -25,7 +25,8 @@ class ModelStock(Merge):
 
     Differences from the published code: the tasks are the fine-tuned models, where the paper trains one task with
     several seeds. FoMo-in-Flux merges the first task with theta_0, and then never leaves it, since that angle counts as
-    a right one. Running statistics are not merged: they are the latest model's.
+    a right one. A tensor whose changes point apart stays at theta_0, where the formula would extrapolate. Running
+    statistics are not merged: they are the latest model's.
     """
 
     def __init__(self, rule: Rule = "zero_shot") -> None:
@@ -38,10 +39,16 @@ class ModelStock(Merge):
     def absorb(self, base: Weights, new: Weights, kept: Weights, task: Task) -> Weights:
         if self.rule != "ema":
             return {}
-        return model_stock(base, [task_vector(new, base), task_vector(kept, base)]) if kept else widened(new)
+        return (
+            model_stock(base, [task_vector(new, base), task_vector(kept, base)], acute=True) if kept else widened(new)
+        )
 
     def result(self, base: Weights, kept: Weights, task: Task) -> Weights:
         if self.rule == "ema":
             return kept
         earlier = self.earlier(base, task)
-        return model_stock(base, [*earlier, task_vector(self.live(), base)]) if earlier else widened(self.live())
+        return (
+            model_stock(base, [*earlier, task_vector(self.live(), base)], acute=True)
+            if earlier
+            else widened(self.live())
+        )

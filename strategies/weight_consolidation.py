@@ -42,6 +42,10 @@ class WeightConsolidation(Strategy):
         self.holds = weight > 0
         self.snapshots = frozenset({self.anchor} if weight else ())
 
+    def anchored(self, name: str) -> bool:
+        """Whether a weight is pulled."""
+        return True
+
     def on_gradients(self, context: StepContext) -> None:
         if not self.weight:
             return
@@ -53,7 +57,7 @@ class WeightConsolidation(Strategy):
             if name not in live:
                 raise RunError(f"{type(self).__name__}: '{name}' trains but is no weight of the network (an adapter?)")
         # Rows and tensors that came later have no place to go back to.
-        older = {name: leading(param, anchor[name].shape) for name, param in params.items() if name in anchor}
+        older = {n: leading(p, anchor[n].shape) for n, p in params.items() if n in anchor and self.anchored(n)}
         parts = [torch.zeros((), device=next(iter(params.values())).device)]
         for name, part, gradient in l2_gradients(older, {name: anchor[name] for name in older}):
             param = params[name]

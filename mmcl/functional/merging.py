@@ -238,7 +238,7 @@ def slerp(first: Mapping[str, Tensor], second: Mapping[str, Tensor], weight: flo
     return merged
 
 
-def model_stock(base: Mapping[str, Tensor], vectors: Sequence[Mapping[str, Tensor]]) -> Weights:
+def model_stock(base: Mapping[str, Tensor], vectors: Sequence[Mapping[str, Tensor]], *, acute: bool = False) -> Weights:
     """The point between the base and the average that the models' angles ask for (Jang et al., ECCV 2024).
 
     For each tensor, with c the cosine between two task vectors (the mean over all pairs of n) and
@@ -247,6 +247,8 @@ def model_stock(base: Mapping[str, Tensor], vectors: Sequence[Mapping[str, Tenso
     Args:
         base: theta_0.
         vectors: two task vectors or more.
+        acute: leave a tensor at theta_0 where the models moved apart (c < 0). The formula, and this function, then
+            throw it beyond theta_0, without bound as c nears -1 / (n - 1).
 
     Raises:
         MmclError: a vector does not fit the base, or there are fewer than two.
@@ -268,6 +270,8 @@ def model_stock(base: Mapping[str, Tensor], vectors: Sequence[Mapping[str, Tenso
         pairs = [(i, j) for i in range(count) for j in range(i)]
         cosines = [(narrow[i] * narrow[j]).sum() / (norms[i] * norms[j] + CANCEL) for i, j in pairs]
         cosine = float(torch.stack(cosines).mean())
+        if acute and cosine < 0:
+            continue
         ratio = count * cosine / (1 + (count - 1) * cosine + CANCEL)
         for row in rows:
             merged[name].add_(row, alpha=ratio / count)

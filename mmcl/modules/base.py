@@ -140,6 +140,17 @@ class Module(Recorded, pl.LightningModule):
         """
         return False
 
+    def columns(self, task: Task) -> Sequence[int]:
+        """The columns of ``logits`` that a task's classes are, which are rows of the head.
+
+        Args:
+            task: one of the stream.
+
+        Returns:
+            None of them where logits are not of classes that the tasks bring.
+        """
+        return ()
+
     def train(self, mode: bool = True) -> Self:
         """A batch norm whose own weights do not train keeps its running statistics."""
         super().train(mode)

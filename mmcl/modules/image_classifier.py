@@ -279,6 +279,9 @@ class ImageClassifierModule(Module):
     def is_head(self, name: str) -> bool:
         return name.startswith("head.")
 
+    def columns(self, task: Task) -> Sequence[int]:
+        return self.labels.table[self.labels.position(task.name)]
+
     def sites(self, kind: str) -> list[Any]:
         """Places in the backbone; the head is the module's own. Prompts go into vision transformers alone."""
         if kind != "linear":

@@ -37,11 +37,17 @@ def test_digits_come_after_clothes() -> None:
     ]
     assert stream.tasks[5].name == "digit 0 + digit 1" and "and then MNIST's ten digits" in stream.protocol
     assert len(SourceReader(stream.tasks[5].train[0])) == 5923 + 6742
+    few = pocket_classes(test=10, sets=["fashion-mnist", "mnist"], train=5421)
+    labels = SourceReader(few.tasks[7].train[0]).labels()  # the five is the rarest digit
+    assert labels is not None and sorted(labels.tolist()) == [0] * 5421 + [1] * 5421
+    assert "the first 5421 training pictures of each" in few.protocol
 
 
 def test_numbers_that_cannot_be_are_refused() -> None:
     with pytest.raises(ConfigError, match="the test set of fashion-mnist has 1 to 1000 pictures of each class"):
         pocket_classes(test=1001)
+    with pytest.raises(ConfigError, match="train is 5422; the train set of mnist has 1 to 5421"):
+        pocket_classes(sets=["mnist"], train=5422)
     with pytest.raises(ConfigError, match=r"'nist' is no data set of it; did you mean mnist\?"):
         pocket_classes(sets=["nist"])
     with pytest.raises(ConfigError, match="name each set once"):

@@ -231,6 +231,16 @@ def test_model_stock_of_more_than_two() -> None:
     torch.testing.assert_close(model_stock({"w": torch.zeros(50).double()}, vectors)["w"], expected, rtol=1e-6, atol=0)
 
 
+def test_model_stock_stays_at_the_base_where_models_moved_apart() -> None:
+    base = {"apart": torch.zeros(2), "across": torch.zeros(2), "alike": torch.zeros(2)}
+    one = {"apart": torch.tensor([1.0, 0.5]), "across": torch.tensor([1.0, 0.0]), "alike": torch.tensor([1.0, 1.0])}
+    two = {"apart": torch.tensor([-1.0, 0.5]), "across": torch.tensor([0.0, 1.0]), "alike": torch.tensor([1.0, 1.0])}
+    merged = model_stock(base, [one, two], acute=True)
+    assert not merged["apart"].any() and not merged["across"].any()
+    torch.testing.assert_close(merged["alike"], torch.ones(2))
+    assert model_stock(base, [one, two])["apart"].any()
+
+
 def test_sparsified_vectors() -> None:
     vector = {"w": torch.arange(1.0, 101.0), "v": -torch.arange(1.0, 11.0)}
     found = breadcrumbs(vector, 0.3, outliers=0.1)

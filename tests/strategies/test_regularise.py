@@ -14,13 +14,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mmcl import Strategy
+from mmcl import Strategy, Task
 from mmcl.errors import ConfigError, RunError
 from mmcl.modules.contrastive_losses import ClassTextCrossEntropy
 from mmcl.modules.objectives import CrossEntropy
 from mmcl.outputs import Outputs
 from mmcl.strategies import AGEM, EWC, MAS, CenterLoss, DERPlusPlus, GeRe, L2Init, SynapticIntelligence
-from mmcl.strategy import StepContext
+from mmcl.strategy import DataPass, StepContext
 
 PARITY = Path(__file__).parents[1] / "parity"
 SIZE = 4
@@ -202,7 +202,7 @@ def test_a_pull_leaves_rows_alone_that_came_later() -> None:
     network.register_parameter("fresh", nn.Parameter(torch.ones(2)))
     live = {name: p.detach() for name, p in network.named_parameters()}
     reach: Any = SimpleNamespace(
-        module=SimpleNamespace(network=network, objective=CrossEntropy()),
+        module=SimpleNamespace(network=network, objective=CrossEntropy(), fresh_head=False),
         snapshot=lambda name: {"weight": torch.ones(2, 2)},
         weights=lambda copy, dtype: live,
     )
@@ -235,6 +235,24 @@ def test_l2_init_pulls_to_the_pretrained_weights_in_every_task(data: Any, toolbo
         for run in (plain, held)
     ]
     assert away[1] < away[0] / 2
+
+
+class Heads(Strategy):
+    """Notes the head at the end of each task."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.ends: list[Tensor] = []
+
+    def on_task_end(self, task: Task, data: DataPass) -> None:
+        self.ends.append(self.weights(copy=True)["head.weight"])
+
+
+def test_l2_init_leaves_a_head_alone_that_the_stream_brings(tmp_path: Path) -> None:
+    heads = Heads()
+    cases.run("classes", tmp_path / "shards", tmp_path / "run", [L2Init(30.0), heads])
+    first, last = heads.ends
+    assert torch.equal(first[:2], last[:2]) and not torch.equal(first[2:], last[2:])
 
 
 def test_single_samples_of_a_contrastive_loss_are_refused(tmp_path: Path) -> None:
