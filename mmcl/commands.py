@@ -133,6 +133,15 @@ class MmclCLI(LightningCLI):
         except ParserError as error:
             raise ConfigError(reword(str(error), configs, options, flags)) from error
 
+    def instantiate_classes(self) -> None:
+        """Build everything; what a constructor refuses is refused in one line."""
+        try:
+            super().instantiate_classes()
+        except MmclError:
+            raise
+        except ValueError as error:
+            raise _own(error) or ConfigError(reword(" ".join(str(error).split()), (), ())) from error
+
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Build the trainer; what Lightning refuses is refused in one line."""
         try:
@@ -282,11 +291,6 @@ def run_command(command: str, arguments: list[str], cli: type[MmclCLI] = MmclCLI
             load_from_checkpoint_support=False,
             args=[command, *arguments],
         )
-    except ValueError as error:
-        own = _own(error)
-        if own is None:
-            raise
-        raise own from error
     except RuntimeError as error:
         if not distributed.lost_peer(error):
             raise

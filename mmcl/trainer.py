@@ -50,7 +50,7 @@ def prepare(trainer: pl.Trainer, has_buffers: bool) -> None:
     """Settings that a stream depends on.
 
     Raises:
-        ConfigError: a launcher that copies the process, or a trainer with limits of its own.
+        ConfigError: a launcher that copies the process, a trainer with limits of its own, or no batch to a step.
     """
     if isinstance(trainer.strategy.launcher, _MultiProcessingLauncher):
         raise ConfigError("trainer.strategy: spawn and fork cannot run a stream; use ddp")
@@ -58,6 +58,8 @@ def prepare(trainer: pl.Trainer, has_buffers: bool) -> None:
         raise ConfigError("trainer: max_time and EarlyStopping would end a task early; leave them out")
     if trainer.max_epochs not in (None, -1) or trainer.max_steps != -1:
         raise ConfigError("trainer: max_epochs and max_steps belong to the tasks' budgets; leave them out")
+    if trainer.accumulate_grad_batches < 1:
+        raise ConfigError(f"trainer: accumulate_grad_batches is {trainer.accumulate_grad_batches}; give 1 or more")
     trainer._accelerator_connector.use_distributed_sampler = False
     trainer.fit_loop.max_epochs = -1
     if isinstance(trainer.strategy, DDPStrategy):

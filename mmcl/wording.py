@@ -140,6 +140,7 @@ _STRANGE = re.compile(r"unrecognized arguments: ([^\s=]+)|(?:Option|does not acc
 _VALUE = re.compile(r'Parser key "([^"]+)": (.*?)(?:Given value|\. Got value): (.*)$')
 _EXPECTED = re.compile(r"Expected an? (?:<class '(?:[\w.]+\.)?(\w+)'>|typing\.Literal(\[[^]]+\]))")
 _CLASS = re.compile(r"Problem with given class_path '[^']+': (.+?)(?: - Expected| Given value type|$)")
+_UNION = re.compile(r"Does not validate against any of the Union subtypes Subtypes: .*? Errors: - (.+?) - ")
 
 
 KINDS = {
@@ -180,7 +181,8 @@ def reword(
         kinds = dict.fromkeys(KINDS.get(a, a) or f"one of {b}" for a, b in _EXPECTED.findall(detail))
         wanted = f"it must be {' or '.join(kinds)}" if kinds else detail.strip()
         return f"{_place(key, value, configs)} is '{value}'; {wanted}"
-    return message
+    found = _UNION.search(message)
+    return found[1] if found else message
 
 
 def close(option: str, known: Collection[str]) -> list[str]:

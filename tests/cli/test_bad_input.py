@@ -92,6 +92,11 @@ SETTINGS: dict[str, tuple[dict[str, Any], list[str]]] = {
     "lower case": ({"strategies": ["zscl"]}, ["unknown strategy 'zscl'; did you mean ZSCL"]),
     "part of a name": ({"model__class_path": "clip"}, ["unknown module 'clip'; did you mean CLIPModule"]),
     "nothing near": ({"strategies": ["Xyzzyx"]}, ["unknown strategy 'Xyzzyx'; `mmcl list strategies` shows them all"]),
+    "no batch to a step": ({"trainer__accumulate_grad_batches": 0}, ["accumulate_grad_batches is 0; give 1 or more"]),
+    "what a callback refuses": (
+        {"trainer__callbacks": [{"class_path": "ModelCheckpoint", "init_args": {"save_top_k": -7}}]},
+        ["Invalid value for save_top_k=-7"],
+    ),
     "no precision": ({"trainer__precision": "17"}, ["trainer.precision is '17'", "bf16"]),
 }
 
