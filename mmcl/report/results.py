@@ -294,6 +294,11 @@ class Results:
         named = tuple(e.name for e in self.evals if e.name in untrained and e.group == HELD_OUT)
         return named or self.matrix.held_out
 
+    @cached_property
+    def adapted(self) -> tuple[str, ...]:
+        """Columns of what the stream teaches: those that a task evaluates; where none does, all beside retention's."""
+        return self.matrix.trained or tuple(name for name in self.matrix.columns if name not in self.held_out)
+
     def eval(self, name: str) -> EvalRecord:
         """The evaluation set of that name."""
         return self.evals[self.matrix.index(name)]
