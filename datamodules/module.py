@@ -175,6 +175,10 @@ class StreamDataModule(LightningDataModule):
         """What a source's own samples hold: ``image``, ``audio``, ``text``, ``labels``, or what its `fields` name."""
         return frozenset(self._readers.open(source).present)
 
+    def has_labels(self, source: Source) -> bool:
+        """Whether a source's samples have labels, or the documents that are packed into them."""
+        return self._readers.labelled(source)
+
     def title(self, source: Source) -> str:
         """A source's name and first shard, for messages: many are called alike."""
         return f"source '{source.name}' ({public(source.shards[0])})"

@@ -57,20 +57,20 @@ class PackedReader:
     def __init__(self, source: Source, packing: Packing, cache: ShardCache | None = None) -> None:
         self.source = source
         self.name = source.name
-        self._inner = SourceReader(source, cache)
-        if "text" not in self._inner.present:
+        self.documents = SourceReader(source, cache)
+        if "text" not in self.documents.present:
             raise ConfigError(
                 f"source '{self.name}': its samples have no text (txt, json); a language model reads documents"
             )
-        self._inner.check_captions()
-        self._inner.check_readable()
+        self.documents.check_captions()
+        self.documents.check_readable()
         self._block = packing.block
-        self._place = _tokens(self._inner, packing)
+        self._place = _tokens(self.documents, packing)
         self._ends, self._owners = np.load(self._place / DOCUMENTS)
         self._total = int(self._ends[-1])
         if self._total < 2:
             raise ConfigError(f"source '{self.name}': its documents make one token; there is nothing to predict")
-        self.paths = self._inner.paths
+        self.paths = self.documents.paths
         self.present = ["tokens"]
         self.shard_sizes = self._sizes()
 
@@ -80,7 +80,7 @@ class PackedReader:
     def where(self, index: int) -> str:
         """Where a block begins, for messages."""
         owner, offset = self._begin(index)
-        return f"the block from token {offset} of {self._inner.where(owner)}"
+        return f"the block from token {offset} of {self.documents.where(owner)}"
 
     def read(self, index: int, as_pixels: bool = False) -> dict[str, Any]:
         """``tokens`` and ``bytes`` (up to block + 1,), and a ``__key__``: the first document's with the token in it.
@@ -95,7 +95,7 @@ class PackedReader:
         data = read_bytes(str(self._place / TOKENS), begin * _ROW, count * _ROW)
         rows = np.frombuffer(data, np.uint32).reshape(-1, 2).astype(np.int64)
         owner, offset = self._begin(index)
-        return {"__key__": f"{self._inner.key(owner)}+{offset}", "tokens": rows[:, 0], "bytes": rows[:, 1]}
+        return {"__key__": f"{self.documents.key(owner)}+{offset}", "tokens": rows[:, 0], "bytes": rows[:, 1]}
 
     def fetched_sizes(self) -> list[int]:
         """None: blocks are read from the kept tokens."""
@@ -111,7 +111,7 @@ class PackedReader:
 
     def texts(self) -> Iterator[str]:
         """All documents, in the order of the samples."""
-        return self._inner.texts()
+        return self.documents.texts()
 
     def check_captions(self) -> None:
         """Empty documents were refused when it was opened."""
@@ -137,8 +137,8 @@ class PackedReader:
     def _sizes(self) -> list[int]:
         """Blocks that begin in each shard."""
         documents = np.searchsorted(self._ends, np.arange(len(self)) * self._block, side="right")
-        shards = np.searchsorted(np.cumsum(self._inner.shard_sizes), self._owners[documents], side="right")
-        return [int(n) for n in np.bincount(shards, minlength=len(self._inner.shard_sizes))]
+        shards = np.searchsorted(np.cumsum(self.documents.shard_sizes), self._owners[documents], side="right")
+        return [int(n) for n in np.bincount(shards, minlength=len(self.documents.shard_sizes))]
 
 
 def _tokens(reader: SourceReader, packing: Packing) -> Path:

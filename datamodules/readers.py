@@ -60,6 +60,11 @@ class Readers:
             raise ConfigError(f"source '{source.name}' is a stream, and {what} takes an index; fetch its shards")
         return reader
 
+    def labelled(self, source: Source) -> bool:
+        """Whether a source's samples have labels, or the documents that are packed into them."""
+        reader = self.open(source)
+        return "labels" in (reader.documents if isinstance(reader, PackedReader) else reader).present
+
     def _new(self, source: Source) -> Indexed | StreamReader:
         if not source.is_stream:
             packing = self._packing

@@ -9,7 +9,7 @@ from functools import partial
 from mmcl import plugins
 from mmcl.errors import ConfigError
 from mmcl.outputs import Batch, Forward, Outputs
-from mmcl.strategy import CLAIMS, PHASES, ModuleContract, StepContext, Strategy, overriders, overrides
+from mmcl.strategy import CLAIMS, PHASES, READS, ModuleContract, StepContext, Strategy, overriders, overrides
 from mmcl.weights import canonical
 
 
@@ -67,6 +67,8 @@ def check(strategies: Sequence[Strategy], module: ModuleContract, facts: frozens
             raise ConfigError(f"{title} needs '{need}', which {type(module).__name__} does not provide{_givers(need)}")
         for fact in sorted(strategy.unsupported & facts):
             raise ConfigError(f"{title} does not support {fact}")
+        for word in sorted(strategy.reads - READS):
+            raise ConfigError(f"{title} reads '{word}', which says nothing; known: {', '.join(sorted(READS))}")
         if overrides(strategy, "on_gradients") and strategy.gradients not in PHASES:
             raise ConfigError(f"{title} overrides on_gradients and must say its phase: one of {', '.join(PHASES)}")
 

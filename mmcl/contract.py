@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -92,3 +92,17 @@ class DataPass(Protocol):
     def __call__(
         self, augment: bool = False, batch_size: int | None = None, limit: int | None = None
     ) -> Iterator[Batch]: ...
+
+
+class Batches(NamedTuple):
+    """How the batches of a fit are made.
+
+    Attributes:
+        size: samples of an optimizer step, over all processes and accumulated batches, without side batches.
+        at_once: those of them that are in memory at a time, over all processes.
+        processes: how many there are.
+    """
+
+    size: int
+    at_once: int
+    processes: int

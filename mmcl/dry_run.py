@@ -3,14 +3,37 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from mmcl.errors import ConfigError
+from mmcl.evaluate import Cell
 from mmcl.runner import Runner, RunOptions
-from mmcl.stream import Budget, Stream
+from mmcl.stream import Budget, Task
 
 STEPS = 3
+
+
+class _Timed(Runner):
+    """Starts up as the whole run would, then trains a few steps of one task and measures nothing."""
+
+    timed: Task
+
+    def _run_task(self, index: int) -> None:
+        task = self.stream.tasks[index]
+        if task is self.timed:
+            super()._run_task(index)
+        elif index < self.stream.position(self.timed):
+            self._enter(task)
+
+    def _train(self, task: Task, carried: bool) -> None:
+        super()._train(replace(task, budget=Budget(steps=STEPS), segment=task.segment and STEPS), carried)
+
+    def _row(self, row: int) -> list[Cell]:
+        return []
+
+    def _scores(self, cells: Sequence[Cell]) -> None: ...
 
 
 def dry_run(runner: Runner) -> str:
@@ -51,13 +74,10 @@ def _seconds_per_step(runner: Runner) -> float | None:
     first = next((t for t in runner.stream.tasks if runner.data.plan(t, t.mix).steps > 0), None)
     if first is None:
         return None
-    task = replace(first, budget=Budget(steps=STEPS), evaluates=None, segment=None)
-    stream = runner.stream
-    short = Stream(stream.name, [task], (), stream.sources)
     with tempfile.TemporaryDirectory() as folder:
-        runner.data.stream = short
         options = RunOptions(run_dir=Path(folder) / "dry", seed=runner.options.seed, save_every=0, keep_tasks=False)
-        results = Runner(runner.data, runner.module, runner.given, runner.trainer, options).fit()
-        runner.data.stream = stream
+        timed = _Timed(runner.data, runner.module, runner.given, runner.trainer, options)
+        timed.timed = first
+        results = timed.fit()
     rate = results["tasks"][0]["samples_per_second"]
     return None if rate is None else runner.data.batch_size / float(rate)

@@ -148,10 +148,7 @@ class ReplayBuffer:
                 keys = [sample.key for sample in self.kept.get(task.name, ()) if sample.source == number]
                 if keys:
                     parts.append(replace(own, name=name, keys=tuple(keys), task=task.name, ordered=False))
-        if not parts:
-            return None
-        first = {f.name: getattr(parts[0], f.name) for f in fields(Source)}
-        return JoinedSource(**{**first, **changes}, parts=tuple(parts[1:]))
+        return _joined(parts, changes) if parts else None
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint keeps: lists and numbers."""
@@ -164,6 +161,23 @@ class ReplayBuffer:
         """Take back what `state` gave."""
         self.kept = {task: [Kept(*sample) for sample in kept] for task, kept in state["kept"].items()}
         self.seen = dict(state["seen"])
+
+
+def unfilled(tasks: Sequence[Task], name: str, **changes: Any) -> list[Source]:
+    """What a memory of some tasks will be drawn from, before it holds anything: all that they have; nothing of none.
+
+    Args:
+        tasks: that will have ended.
+        name: of the source.
+        changes: further fields of it, as in `ReplayBuffer.source`.
+    """
+    parts = [replace(own, name=name, task=task.name, ordered=False) for task in tasks for own in task.train]
+    return [_joined(parts, changes)] if parts else []
+
+
+def _joined(parts: Sequence[Source], changes: Mapping[str, Any]) -> Source:
+    first = {f.name: getattr(parts[0], f.name) for f in fields(Source)}
+    return JoinedSource(**{**first, **changes}, parts=tuple(parts[1:]))
 
 
 @dataclass

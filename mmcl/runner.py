@@ -67,11 +67,7 @@ class Runner(Training):
     def _fit(self) -> dict[str, Any]:
         found = checkpoint.load_newest(self.folder.checkpoints)
         self.set_up()
-        for task in self.stream.tasks:
-            sources = self._sources(task)
-            for source in sources:
-                self.data.count(source)
-            self.data.plan(task, sources)
+        self.foresee()
         if found is None:
             self._begin()
         else:

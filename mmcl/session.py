@@ -6,7 +6,7 @@ import logging
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from mmcl.compose import Composition, check, expand
 from mmcl.engine import Engine
 from mmcl.errors import ConfigError, RunError
 from mmcl.evaluate import Cell, evaluate
+from mmcl.foresight import check_shares, foresee
 from mmcl.interrupt import Flag, Interrupted
 from mmcl.metrics.probes import build
 from mmcl.needs import check_samples
@@ -26,8 +27,8 @@ from mmcl.outputs import Batch, Forward, move
 from mmcl.reach import RunReach
 from mmcl.record import Record, describe, now, versions
 from mmcl.run_folder import RunFolder, digest
-from mmcl.strategy import Stage, Strategy
-from mmcl.stream import Source, Task
+from mmcl.strategy import Batches, Stage, Strategy
+from mmcl.stream import Task
 from mmcl.test_time import check_sets, measure_in_order
 
 logger = logging.getLogger("mmcl")
@@ -61,32 +62,6 @@ class RunOptions:
     command: str = ""
     config: str | None = None
     identity: Mapping[str, Any] | None = None
-
-
-def sources_at(sources: Sequence[Source], step: int, steps: int) -> list[Source]:
-    """Sources with the shares that they have from a step of a task on; those with a share of 0 are left out.
-
-    Args:
-        sources: of the task and of strategies.
-        step: where a segment begins, counted from the task's start.
-        steps: steps of the task.
-
-    Raises:
-        ConfigError: a schedule takes a share outside [0, 1].
-    """
-    found = []
-    for source in sources:
-        if source.share_schedule is None or source.share is None:
-            found.append(source)
-            continue
-        share = source.share * source.share_schedule(step, steps)
-        if not 0.0 <= share <= 1.0:
-            raise ConfigError(
-                f"source '{source.name}': its schedule makes the share {share:g} at step {step}; it must be in [0, 1]"
-            )
-        if share:
-            found.append(replace(source, share=share, share_schedule=None))
-    return found
 
 
 class Session:
@@ -154,19 +129,17 @@ class Session:
         idle = any(strategy.idle for strategy in self.composition.strategies)
         check_samples(self.stream, self.module, self.data, trains=not idle)
         for task in self.stream.tasks:
-            self._check_shares(task)
+            check_shares(task, task.mix, self.data)
 
-    def _check_shares(self, task: Task) -> None:
-        """Refuse shares that cannot be in some segment of a task."""
-        steps = self.data.plan(task, task.mix).steps
-        scheduled = [source for source in task.mix if source.share_schedule is not None]
-        if scheduled and task.budget.epochs is not None:
-            raise ConfigError(
-                f"task '{task.name}': the share of source '{scheduled[0].name}' changes, so a budget in epochs says "
-                "nothing; give steps or samples"
-            )
-        for begin in range(0, steps, task.segment or steps) if scheduled else ():
-            self.data.plan(task, sources_at(task.mix, begin, steps))
+    def foresee(self) -> None:
+        """What a fit will ask of its data in every task; comes after every `setup`.
+
+        Raises:
+            ConfigError: one line that says what is wrong, where, and what to do.
+        """
+        size = self.data.batch_size
+        batches = Batches(size, size // self.trainer.accumulate_grad_batches, self.trainer.world_size)
+        foresee(self.stream, self.module.objective, self.composition.strategies, self.data, batches)
 
     @property
     def is_main(self) -> bool:

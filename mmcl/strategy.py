@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from mmcl.contract import BuildOptimizer, DataPass, Distillable, ModuleContract, ParameterGroup
+from mmcl.contract import Batches, BuildOptimizer, DataPass, Distillable, ModuleContract, ParameterGroup
 from mmcl.errors import ConfigError
 from mmcl.outputs import Batch, Forward, Outputs, Recorded, SourcePass, Weights
 
@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 __all__ = [
     "CLAIMS",
     "PHASES",
+    "READS",
+    "Batches",
     "BuildOptimizer",
     "Claim",
     "DataPass",
@@ -54,6 +56,7 @@ CLAIMS: frozenset[str] = frozenset(
     {"eval_weights", "start_weights", "optimizer", "prefix", "prompts", "adapters", "classifier"}
 )
 PHASES: tuple[Phase, ...] = ("observe", "add", "project", "mask")
+READS: frozenset[str] = frozenset({"samples", "labels", "sources"})
 
 
 class StepContext(Protocol):
@@ -174,6 +177,9 @@ class Strategy(Recorded, nn.Module):
     """Whether nothing of the network trains beside it, so that samples may lack what only the objective reads."""
     holds: bool = False
     """Whether it works on weights of the network that train; refused beside what leaves none."""
+    reads: frozenset[str] = frozenset()
+    """What it goes through outside of training steps, which takes an index: ``samples`` of every task, their
+    ``labels``, the ``sources`` that it asks for."""
     unsupported: frozenset[str] = frozenset()
     """What it cannot do: ``fsdp``, ``accumulation``."""
 
@@ -313,6 +319,13 @@ class Strategy(Recorded, nn.Module):
     def sources(self, task: Task) -> Sequence[Source]:
         """When a segment's loader is built, and on resume: replay, reference and pretraining sources."""
         return ()
+
+    def foresee(self, task: Task, batches: Batches) -> Sequence[Source]:
+        """Before a fit, after every `setup`, for each task: what `sources` will ask for, at most, with memories filled.
+
+        Here it refuses batch sizes that it cannot work with.
+        """
+        return self.sources(task)
 
     def wrap_optimizer(self, build: BuildOptimizer, groups: list[ParameterGroup]) -> Optimizer:
         """When a task's optimizer is built; nests like forwards."""

@@ -17,10 +17,11 @@ from mmcl import trainer as lightning
 from mmcl.engine import Engine
 from mmcl.errors import ConfigError, RunError
 from mmcl.evaluate import Cell
+from mmcl.foresight import sources_at
 from mmcl.interrupt import Interrupted
 from mmcl.outputs import Batch
 from mmcl.run_folder import MetricsLog
-from mmcl.session import RunOptions, Session, sources_at
+from mmcl.session import RunOptions, Session
 from mmcl.strategy import Strategy
 from mmcl.stream import Source, Task
 
@@ -66,12 +67,7 @@ class Training(Session):
         return self._seconds_before + time.perf_counter() - self._began
 
     def _sources(self, task: Task) -> list[Source]:
-        sources = [*task.mix, *(s for strategy in self.composition.of("sources") for s in strategy.sources(task))]
-        if task.segment is None and any(s.share_schedule is not None for s in sources):
-            raise ConfigError(
-                f"task '{task.name}': shares that follow a schedule change at segments; give it `segment`"
-            )
-        return sources
+        return [*task.mix, *(s for strategy in self.composition.of("sources") for s in strategy.sources(task))]
 
     def _segment_sources(self, task: Task) -> list[Source]:
         """What strategies ask for; in the middle of a segment with the shares that it began with."""

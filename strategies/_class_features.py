@@ -35,6 +35,7 @@ class ClassFeatures(Strategy):
         super().__init__()
         self.feature = self.represented = feature
         self.needs = frozenset({f"features.{feature}"})
+        self.reads = frozenset({"samples"})
 
     def setup(self, stream: Stream) -> None:
         self.labels = LabelSpace.of(stream)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import ClassVar, Literal, get_args
 
 import torch
@@ -15,8 +15,8 @@ from mmcl.errors import ConfigError, RunError, near
 from mmcl.functional.importance import Rule, consolidate_importance
 from mmcl.functional.regularization import ewc_gradients
 from mmcl.outputs import Batch
-from mmcl.strategy import DataPass, StepContext, Strategy
-from mmcl.stream import Task
+from mmcl.strategy import Batches, DataPass, StepContext, Strategy
+from mmcl.stream import Source, Task
 from mmcl.weights import leading
 
 logger = logging.getLogger("mmcl")
@@ -118,6 +118,15 @@ class _MeasuredPenalty(_QuadraticPenalty):
         if batch_size is not None and estimator == "per_sample":
             raise ConfigError(f"{title}: batch_size belongs to the estimator 'batch'")
         self.estimator, self.limit, self.batch_size = estimator, limit, batch_size
+        self.reads = frozenset({"samples"} if weight else ())
+
+    def foresee(self, task: Task, batches: Batches) -> Sequence[Source]:
+        if self.factor and self.batch_size is not None and self.batch_size % batches.processes:
+            raise ConfigError(
+                f"{self.title}: batch_size is {self.batch_size}, which does not divide by {batches.processes} "
+                f"processes; take a multiple of {batches.processes}"
+            )
+        return super().foresee(task, batches)
 
     def values(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """What is differentiated, and how many rows or targets of this process take part.

@@ -11,8 +11,8 @@ from torch import Tensor
 from mmcl.errors import ConfigError, RunError
 from mmcl.functional.gradients import flatten
 from mmcl.outputs import Batch
-from mmcl.replay import Rule, TaskMemories
-from mmcl.strategy import DataPass, StepContext, Strategy
+from mmcl.replay import Rule, TaskMemories, unfilled
+from mmcl.strategy import Batches, DataPass, StepContext, Strategy
 from mmcl.stream import Source, Stream, Task
 
 
@@ -28,6 +28,7 @@ class _Memories(Strategy):
             raise ConfigError(f"{title}: batch_size is {batch_size}; it must be 1 or more")
         self.size, self.batch_size = size, batch_size
         self.memories = TaskMemories(size, rule)
+        self.reads = frozenset({"samples", "labels"} if rule == "class_balanced" else {"samples"})
 
     def setup(self, stream: Stream) -> None:
         title, objective = type(self).__name__, self.module.objective
@@ -44,6 +45,20 @@ class _Memories(Strategy):
     def earlier(self) -> list[Task]:
         """Tasks with a memory, in the order of the stream."""
         return [task for task in self.stream.tasks if task.name in self.memories.of]
+
+    def draws(self, tasks: Sequence[Task]) -> Mapping[str, Sequence[Task]]:
+        """Of tasks that have ended, those whose memories are drawn from together, under the name of the draw."""
+        raise NotImplementedError
+
+    def sources(self, task: Task) -> Sequence[Source]:
+        return [
+            s for name, tasks in self.draws(self.earlier()).items() for s in self.side(f"{self.name}/{name}", tasks)
+        ]
+
+    def foresee(self, task: Task, batches: Batches) -> Sequence[Source]:
+        draws = self.draws(self.stream.tasks[: self.stream.position(task)])
+        side = {"role": "side", "share": None, "batch_size": self.batch_size}
+        return [s for name, tasks in draws.items() for s in unfilled(tasks, f"{self.name}/{name}", **side)]
 
     def side(self, name: str, tasks: Sequence[Task]) -> list[Source]:
         """The memories of some tasks as one side source."""

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from torch import Tensor
 
 from mmcl.functional.gradients import agem_projection
 from mmcl.replay import Rule
 from mmcl.strategies._memories import _Projection
-from mmcl.stream import Source, Task
+from mmcl.stream import Task
 
 
 class AGEM(_Projection):
@@ -36,8 +36,8 @@ class AGEM(_Projection):
     def __init__(self, size: int, batch_size: int | None = None, rule: Rule = "reservoir") -> None:
         super().__init__(size, batch_size, rule)
 
-    def sources(self, task: Task) -> Sequence[Source]:
-        return self.side(f"{self.name}/memory", self.earlier())
+    def draws(self, tasks: Sequence[Task]) -> Mapping[str, Sequence[Task]]:
+        return {"memory": tasks}
 
     def projected(self, gradient: Tensor, references: Tensor) -> Tensor:
         return agem_projection(gradient, references[0])

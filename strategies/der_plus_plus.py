@@ -67,12 +67,12 @@ class DERPlusPlus(_Memories):
         self.name = "der_plus_plus"
         self.alpha, self.beta, self.on = alpha, beta, on
         self.active = alpha > 0 or beta > 0
+        self.reads = self.reads if self.active else frozenset()
         self.needs = frozenset({on} if on and alpha else ())
         self.add_state("remembered", {}, dtype=None)
 
-    def sources(self, task: Task) -> Sequence[Source]:
-        draws = {"answers": self.alpha, "labels": self.beta}
-        return [s for name, weight in draws.items() if weight for s in self.side(f"{self.name}/{name}", self.earlier())]
+    def draws(self, tasks: Sequence[Task]) -> Mapping[str, Sequence[Task]]:
+        return {name: tasks for name, weight in (("answers", self.alpha), ("labels", self.beta)) if weight}
 
     def on_task_end(self, task: Task, data: DataPass) -> None:
         super().on_task_end(task, data)

@@ -93,6 +93,7 @@ class Distillation(Strategy):
         self.active = weight > 0 and any(self.terms.values())
         self.snapshots = frozenset({self.teacher} if self.active else ())
         self.needs = frozenset() if texts == "batch" or not self.active else frozenset({"features", "logit_scale"})
+        self.reads = frozenset({"sources"} if self.active and (texts == "all" or cache_images) else ())
         self._source: Source | None = None
 
     def setup(self, stream: Stream) -> None:

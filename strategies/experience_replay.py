@@ -10,8 +10,8 @@ from torch import Tensor
 
 from mmcl import distributed
 from mmcl.errors import ConfigError
-from mmcl.replay import ReplayBuffer, Rule
-from mmcl.strategy import DataPass, Strategy
+from mmcl.replay import ReplayBuffer, Rule, unfilled
+from mmcl.strategy import Batches, DataPass, Strategy
 from mmcl.stream import Source, Stream, Task
 
 
@@ -41,6 +41,7 @@ class ExperienceReplay(Strategy):
             raise ConfigError(f"ExperienceReplay: share is {share}; it must be above 0 and below 1")
         self.buffer = ReplayBuffer(size, rule)
         self.share, self.feature = share, feature
+        self.reads = frozenset({"samples", "labels"} if rule == "class_balanced" else {"samples"})
         if self.buffer.needs_features:
             self.needs = frozenset({"features"})
 
@@ -50,6 +51,9 @@ class ExperienceReplay(Strategy):
     def sources(self, task: Task) -> Sequence[Source]:
         found = self.buffer.source(self.stream.tasks, self.name, share=self.share)
         return [] if found is None else [found]
+
+    def foresee(self, task: Task, batches: Batches) -> Sequence[Source]:
+        return unfilled(self.stream.tasks[: self.stream.position(task)], self.name, share=self.share)
 
     def on_task_end(self, task: Task, data: DataPass) -> None:
         samples = self.reach.task_samples(task)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from torch import Tensor
 
@@ -11,7 +11,7 @@ from mmcl.errors import ConfigError
 from mmcl.functional.gradients import gem_projection
 from mmcl.replay import Rule
 from mmcl.strategies._memories import _Projection
-from mmcl.stream import Source, Task
+from mmcl.stream import Task
 
 
 class GEM(_Projection):
@@ -43,8 +43,8 @@ class GEM(_Projection):
             raise ConfigError(f"GEM: margin is {margin}; it must be 0 or more")
         self.margin = margin
 
-    def sources(self, task: Task) -> Sequence[Source]:
-        return [source for old in self.earlier() for source in self.side(f"{self.name}/{old.name}", [old])]
+    def draws(self, tasks: Sequence[Task]) -> Mapping[str, Sequence[Task]]:
+        return {task.name: [task] for task in tasks}
 
     def projected(self, gradient: Tensor, references: Tensor) -> Tensor:
         return gem_projection(gradient, references, margin=self.margin)

@@ -79,6 +79,7 @@ class GeRe(Strategy):
         self.teacher = TEACHERS[teacher]
         self.snapshots = frozenset({self.teacher} if weight else ())
         self.needs = frozenset({on} if on and weight else ())
+        self.reads = frozenset({"sources"} if weight else ())
         self.add_state("mean", {}, dtype=None)
         self.add_state("std", {}, dtype=None)
         self._source: Source | None = None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -14,8 +14,8 @@ from mmcl.errors import ConfigError, RunError
 from mmcl.functional.contrastive import compatible_momentum, momentum_contrast_loss, random_queue, update_queue
 from mmcl.functional.merging import widened
 from mmcl.outputs import Weights
-from mmcl.strategy import DataPass, StepContext, Strategy
-from mmcl.stream import Stream, Task
+from mmcl.strategy import Batches, DataPass, StepContext, Strategy
+from mmcl.stream import Source, Stream, Task
 
 
 class MomentumContrast(Strategy):
@@ -37,7 +37,8 @@ class MomentumContrast(Strategy):
         train_mode: leave M in training mode, as published, so that its features have dropout's noise.
 
     Raises:
-        ConfigError: an argument is out of range, or the module compares no pair of features.
+        ConfigError: an argument is out of range, the module compares no pair of features, or a batch is larger than a
+            queue.
 
     Differences from the published code: M is in eval mode (`train_mode`). Its update stands at the end of a step, which
     is before the next one's features, once for accumulated batches and never for a step that a gradient scaler
@@ -88,6 +89,14 @@ class MomentumContrast(Strategy):
         if self.weight and self.module.pair is None:
             raise ConfigError(f"MomentumContrast: {type(self.module).__name__} compares no pair of features")
 
+    def foresee(self, task: Task, batches: Batches) -> Sequence[Source]:
+        if self.weight and batches.at_once > self.queue_size:
+            raise ConfigError(
+                f"MomentumContrast: a batch of {batches.at_once} pairs does not fit into queues of {self.queue_size}; "
+                "make `queue_size` larger, or data.batch_size smaller"
+            )
+        return super().foresee(task, batches)
+
     def on_task_start(self, task: Task, data: DataPass) -> None:
         if not self.weight:
             return
@@ -125,11 +134,6 @@ class MomentumContrast(Strategy):
             return
         assert self.image_queue is not None and self.text_queue is not None
         for image, text in self._new:
-            if len(image) > self.queue_size:
-                raise RunError(
-                    f"MomentumContrast: a batch of {len(image)} pairs does not fit into queues of {self.queue_size}; "
-                    "make `queue_size` larger"
-                )
             update_queue(self.image_queue, image, self.pointer)
             self.filled = min(self.filled + len(image), self.queue_size)
             self.pointer = update_queue(self.text_queue, text, self.pointer)

@@ -68,6 +68,7 @@ class SPrompts(PromptStrategy):
         self.length, self.centers, self.classifiers = length, centers, classifiers
         self.tune, self.rank, self.init = tune, rank, init
         self.claims = frozenset({"prompts" if tune == "prompts" else "adapters", *(["classifier"] * classifiers)})
+        self.reads = frozenset({"samples"})
         self.add_state("centres", {})
 
     def allocate(self, stream: Stream, generator: torch.Generator) -> None:

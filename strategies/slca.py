@@ -70,6 +70,7 @@ class SLCA(ClassFeatures):
         if epochs < 0 or samples < 1:
             raise ConfigError(f"SLCA: epochs is {epochs} and samples {samples}; give at least 0 and 1")
         self.needs |= {"head.linear"}
+        self.reads = self.reads if epochs else frozenset()
         self.backbone_scale, self.epochs, self.samples, self.temperature = backbone_scale, epochs, samples, temperature
         self.lr, self.momentum, self.weight_decay = lr, momentum, weight_decay
         for name in ("means", "covariances", "owners"):

@@ -9,7 +9,7 @@ from typing import Literal, get_args
 
 from mmcl.errors import ConfigError, RunError, near
 from mmcl.functional.mixing import velocity_weights
-from mmcl.strategy import StepContext, Strategy
+from mmcl.strategy import Batches, StepContext, Strategy
 from mmcl.stream import JoinedSource, Source, Stream, Task
 
 Scores = Literal["perplexity", "loss"]
@@ -29,14 +29,16 @@ class Velocitune(Strategy):
         sources: evaluation set -> name of one of the stream's sources, or of one of its tasks.
         share: part of each batch that the domains have where the task's own data are none of them.
         scores: ``perplexity``, whose logarithm is the loss, or ``loss`` where the sets are measured by it.
-        least: part of the domains' share that each keeps, so that a batch holds a sample of it; the rest is shared by
-            the weights. The paper has 0.
+        least: part of the domains' share that each keeps; the rest is shared by the weights. The paper has 0. What is
+            less than a sample of a batch is raised to one sample, and the other domains give it.
 
     Raises:
-        ConfigError: an argument is out of range, or the stream lacks a set or a source.
+        ConfigError: an argument is out of range, the stream lacks a set or a source, or a batch has not a sample for
+            each domain.
 
     Differences from the published code: none could be compared. l0 is the loss before training, on the sets in full;
-    where a task is cut the sets' subsets are measured, so leave their `subset` out.
+    where a task is cut the sets' subsets are measured, so leave their `subset` out. No domain is ever without a sample
+    in a batch.
     """
 
     weights_of: dict[str, float]
@@ -64,6 +66,7 @@ class Velocitune(Strategy):
                 raise ConfigError(f"Velocitune: the source of '{name}' has no target; {near(name, targets)}")
         self.targets, self.named = dict(targets), dict(sources)
         self.share, self.scores, self.least = share, scores, least
+        self._rows: int | None = None  # of a batch
         self.add_state("weights_of", {name: 1 / len(targets) for name in targets})
         self.add_state("initial", {})
 
@@ -78,9 +81,24 @@ class Velocitune(Strategy):
             self._data(name, stream)
 
     def sources(self, task: Task) -> Sequence[Source]:
-        spread = 1 - self.least * len(self.targets)
-        parts = {name: self.least + spread * weight for name, weight in self.weights_of.items()}
+        return self._sources(task, self.weights_of)
+
+    def foresee(self, task: Task, batches: Batches) -> Sequence[Source]:
+        self._rows = batches.size
+        others = {name: weight for name, weight in self.weights_of.items() if name != task.evaluates}
+        total = sum(others.values())  # they have the most where the task's own domain has no weight
+        return self._sources(task, {name: others.get(name, 0.0) / total for name in self.weights_of})
+
+    def _sources(self, task: Task, weights: Mapping[str, float]) -> Sequence[Source]:
         whole = 1.0 if task.evaluates in self.targets else self.share
+        sample = 1 / (whole * self._rows) if self._rows else 0.0
+        if sample * len(weights) > 1 + 1e-9:
+            raise ConfigError(
+                f"Velocitune: {whole:g} of a batch of {self._rows} has not a sample for each of {len(weights)} domains "
+                f"in task '{task.name}'; raise `share` or data.batch_size"
+            )
+        spread = 1 - self.least * len(weights)
+        parts = raised({name: self.least + spread * weight for name, weight in weights.items()}, sample)
         return [
             replace(self._data(self.named[name], self.stream), name=f"{self.name}/{name}", share=whole * part)
             for name, part in parts.items()
@@ -113,3 +131,13 @@ class Velocitune(Strategy):
             raise ConfigError(f"Velocitune: stream '{stream.name}' has no source and no task '{name}'; {known}")
         first, *others = (replace(source, task=task.name, ordered=False) for source in task.train)
         return JoinedSource(**{f.name: getattr(first, f.name) for f in fields(Source)}, parts=tuple(others))
+
+
+def raised(parts: Mapping[str, float], least: float) -> dict[str, float]:
+    """Parts of a whole with none below `least`: the others give what is missing, each by what it has above that."""
+    missing = sum(max(least - part, 0.0) for part in parts.values())
+    above = {name: max(part - least, 0.0) for name, part in parts.items()}
+    if not missing:
+        return dict(parts)
+    rest = 1 - min(missing / (sum(above.values()) or 1.0), 1.0)
+    return {name: least + rest * part for name, part in above.items()}

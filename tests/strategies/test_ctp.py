@@ -15,6 +15,7 @@ from mmcl.errors import ConfigError, RunError
 from mmcl.functional import momentum_contrast_loss, topology_preservation_loss
 from mmcl.functional.contrastive import random_queue
 from mmcl.strategies import CTP, MomentumContrast, TopologyPreservation
+from mmcl.strategy import Batches
 
 NAMES = ("visual.weight", "visual.bias", "tok.weight", "tproj.weight")
 TAU = 0.07
@@ -161,7 +162,16 @@ def test_what_a_batch_lacks_is_named(data: Any) -> None:
         run.begin()
         with pytest.raises(RunError, match="the batch has no text to"):
             run.train_step(data.batch(0))
-    run = data.run(MomentumContrast(queue_size=2))
-    run.begin()
-    with pytest.raises(RunError, match="make `queue_size` larger"):
-        run.train_step(batches(data, 0))
+
+
+def test_a_batch_fits_into_the_queue(toolbox: SimpleNamespace) -> None:
+    """Of accumulated batches each goes into it by itself."""
+    contrast, _ = CTP(queue_size=16).parts()
+    task = toolbox.task("one")
+    assert not contrast.foresee(task, Batches(64, 16, 2)) and not MomentumContrast(0.0).foresee(
+        task, Batches(2048, 2048, 1)
+    )
+    with pytest.raises(
+        ConfigError, match="a batch of 32 pairs does not fit into queues of 16; make `queue_size` larger"
+    ):
+        contrast.foresee(task, Batches(64, 32, 2))

@@ -19,7 +19,8 @@ from mmcl import Source, Strategy, Stream
 from mmcl.errors import ConfigError, RunError
 from mmcl.functional import velocity_weights
 from mmcl.strategies import MER, Velocitune
-from mmcl.strategy import StepContext
+from mmcl.strategies.velocitune import raised
+from mmcl.strategy import Batches, StepContext
 
 TARGETS = {"weather": 1.0, "plain": 2.0}
 
@@ -71,6 +72,36 @@ def test_shares_follow_the_losses(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     second = strategy.sources(strategy.stream.tasks[1])
     assert sum(s.share or 0 for s in second) == pytest.approx(0.5)
     assert watch.rows[0] == {0: 4, 1: 4} and watch.rows[6][0] < watch.rows[6][1]  # where the rows' data belong
+
+
+@pytest.mark.parametrize("least", [0.0, 0.05])
+def test_no_domain_is_without_a_sample(least: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where one is learned long before the other: the default `least` of a batch of 8 is 0.4 samples."""
+    monkeypatch.setattr(cases, "found", lambda: {"texts": (tiny_text.causal, segmented)})
+    strategy, watch = velocitune(least=least, share=1.0), Watch()
+    slow = {"weather": 0.001, "plain": 0.999}
+    monkeypatch.setattr(strategy, "on_scores", lambda scores, context: setattr(strategy, "weights_of", slow))
+    cases.run("texts", tmp_path / "shards", tmp_path / "run", [strategy, watch])
+    assert watch.rows == [{0: 1, 1: 7}] * 12
+
+
+def test_raised_parts() -> None:
+    assert raised({"a": 0.2, "b": 0.8}, 0.1) == {"a": 0.2, "b": 0.8}
+    found = raised({"a": 0.05, "b": 0.15, "c": 0.8}, 0.1)
+    assert found["a"] == 0.1 and sum(found.values()) == pytest.approx(1.0)
+    assert (found["b"] - 0.1) / (found["c"] - 0.1) == pytest.approx(0.05 / 0.7)
+    assert raised({"a": 0.5 - 1e-17, "b": 0.5 - 1e-16}, 0.5) == {"a": 0.5, "b": 0.5}
+
+
+def test_a_batch_that_is_too_small_is_refused(tmp_path: Path) -> None:
+    stream = tiny_text.stream(tmp_path)
+    strategy = velocitune(share=0.25)
+    strategy.attach_reach(SimpleNamespace(stream=stream))
+    with pytest.raises(ConfigError, match=r"0\.25 of a batch of 4 has not a sample for each of 2 domains in task 'n"):
+        strategy.foresee(stream.tasks[1], Batches(4, 4, 1))
+    (plain,) = strategy.foresee(stream.tasks[0], Batches(16, 16, 1))
+    assert plain.share == pytest.approx(15 / 16)  # at most: the task's own domain keeps a sample
+    assert [s.share for s in strategy.foresee(stream.tasks[1], Batches(16, 16, 1))] == [0.125, 0.125]
 
 
 def test_a_named_source_of_the_stream(tmp_path: Path) -> None:
