@@ -94,6 +94,7 @@ def test_what_the_stream_lacks_is_refused(tmp_path: Path) -> None:
         ),
         ({"sources": {"plain": "numbers"}}, "'weather' needs a source"),
         ({"targets": {"weather": 1.0, "plane": 1.0}, "sources": {"weather": "weather"}}, "no evaluation set 'plane'"),
+        ({"scores": "loss"}, "set 'weather' is measured by 'perplexity', and scores 'loss' are those of 'objective'"),
     ):
         with pytest.raises(ConfigError, match=words):
             velocitune(**changes).setup(stream)

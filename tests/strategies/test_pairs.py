@@ -8,7 +8,7 @@ from itertools import permutations
 import pytest
 import settings
 from strategy_pages import clash, common
-from strategy_runs import SHORT, Runs
+from strategy_runs import SHORT, Runs, joined
 
 from mmcl.errors import ConfigError
 
@@ -38,8 +38,8 @@ def together(runs: Runs, first: str, second: str) -> str | None:
     settings = TABLE[first], TABLE[second]
     case = common(*settings)
     assert case is not None
-    build = [setting.build for setting in settings]
-    runner = runs.runner((first, case, SHORT, f"with-{second}"), lambda: [s for make in build for s in make()])
+    builds = [setting.build for setting in settings]
+    runner = runs.runner((first, case, SHORT, f"with-{second}"), lambda: joined(*builds))
     claimed = clash(*settings)
     try:
         results = runner.fit()
