@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
@@ -11,6 +12,8 @@ from mmcl.errors import ConfigError
 from mmcl.outputs import Batch, Forward, Outputs
 from mmcl.strategy import CLAIMS, PHASES, ModuleContract, StepContext, Strategy, overriders, overrides
 from mmcl.weights import canonical
+
+logger = logging.getLogger("mmcl")
 
 
 def expand(strategies: Sequence[Strategy]) -> list[Strategy]:
@@ -90,11 +93,15 @@ def _check_weights_train(strategies: Sequence[Strategy], module: ModuleContract)
     holding, freezing = (next((s for s in strategies if getattr(s, what)), None) for what in ("holds", "freezes"))
     if holding is None or freezing is None:
         return
+    one, other = holding.title, freezing.title
     if not any(module.is_head(canonical(name)) for name, _ in module.network.named_parameters()):
         raise ConfigError(
-            f"{holding.title} works on weights of the network that train, and {freezing.title} "
-            f"leaves none of {type(module).__name__}; leave one of them out"
+            f"{one} works on weights of the network that train, and {other} leaves none of {type(module).__name__}; "
+            "leave one of them out"
         )
+    logger.warning(
+        "%s holds the head alone: %s freezes the rest of the network, and what it adds is not held", one, other
+    )
 
 
 class Composition:

@@ -362,6 +362,10 @@ class Strategy(Recorded, nn.Module):
     def on_scores(self, scores: Mapping[str, float], context: StepContext | None) -> None:
         """After an evaluation, also the one before the first task: mixture weights, guards. `context` is None."""
 
+    def shares(self) -> Mapping[str, float]:
+        """At the end of a task, for the report: its training in parts of 1, such as the prompts that it selected."""
+        return {}
+
 
 def _cast(value: Any, dtype: torch.dtype | None) -> Any:
     if isinstance(value, Tensor):

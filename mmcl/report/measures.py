@@ -8,7 +8,13 @@ from dataclasses import dataclass
 from typing import Literal
 
 from mmcl.metrics.matrix import ScoreMatrix
-from mmcl.metrics.summaries import forgetting, knowledge_accumulation, summarize, zero_shot_retention
+from mmcl.metrics.summaries import (
+    forgetting,
+    geometric_mean,
+    knowledge_accumulation,
+    summarize,
+    zero_shot_retention,
+)
 from mmcl.report.results import Results
 
 Unit = Literal["percent", "points", "score", "change", "ratio", "seconds"]
@@ -150,6 +156,10 @@ def _summaries(results: Results) -> Iterable[Measure]:
         found["last"] = found["knowledge_accumulation"]
         if row >= 1:
             found["forgetting"] = forgetting(matrix, after=row, missing="skip")
+    if not matrix.trained:  # as in FoMo-in-Flux, whose tasks have parts of all columns of one group
+        whole, taught, held = results.matrix, results.adapted, results.held_out
+        found["knowledge_accumulation"] = knowledge_accumulation(whole, columns=taught, after=row, missing="skip")
+        found["geometric_mean"] = geometric_mean(whole, adaptation=taught, held_out=held, after=row, missing="skip")
     early = {"knowledge_accumulation", "zero_shot_retention", "last", *(["forgetting"] if row else [])}
     for key, summary in found.items():
         columns = _columns(results, key)
@@ -186,7 +196,9 @@ def _times(results: Results) -> Iterable[Measure]:
 def _columns(results: Results, key: str) -> tuple[str, ...]:
     if key == "zero_shot_retention":
         return results.held_out
-    return results.matrix.trained + results.held_out if key == "geometric_mean" else results.matrix.trained
+    if key == "geometric_mean":
+        return results.adapted + results.held_out
+    return results.adapted if key == "knowledge_accumulation" else results.matrix.trained
 
 
 def _unit(results: Results, columns: Sequence[str], key: str) -> Unit:

@@ -55,6 +55,18 @@ def test_a_column_beside_retention_does_not_enter_it(data):
     assert found["zero_shot_retention"].value == pytest.approx(0.31)
 
 
+def test_columns_that_all_tasks_share_and_none_evaluates(data):
+    """FoMo-in-Flux: every task has classes of every adaptation set."""
+    groups = {"flags": "adaptation", "food": "adaptation"}
+    given = data(tasks=("task-1", "task-2"), groups=groups)
+    given["matrix"]["tasks"] = [None, None]
+    found = measures(Results.from_json(given))
+    assert found["knowledge_accumulation"].value == pytest.approx(0.725)  # of flags and food after the last task
+    assert found["zero_shot_retention"].value == pytest.approx(0.30)
+    assert found["geometric_mean"].value == pytest.approx((0.725 * 0.30) ** 0.5)
+    assert found["last"].value is None and "no task trains a column" in found["last"].reason
+
+
 def test_missing_cells_are_counted(data):
     values = [[0.5, 0.4, 0.5, 0.46], [0.8, 0.38, 0.4, 0.36], [0.7, 0.75, 0.31, None]]
     found = measures(Results.from_json(data(values)))

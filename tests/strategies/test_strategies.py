@@ -305,7 +305,9 @@ def test_consolidation_leaves_alone_what_came_later(data: Any) -> None:
     assert run.logged["weight_consolidation/penalty"] > 0
 
 
-def test_what_holds_weights_is_refused_where_none_trains(toolbox: SimpleNamespace) -> None:
+def test_what_holds_weights_is_refused_where_none_trains(
+    toolbox: SimpleNamespace, caplog: pytest.LogCaptureFixture
+) -> None:
     module: Any = SimpleNamespace(
         network=toolbox.Towers(), is_head=lambda name: False, provides=frozenset({"sites.linear", "logit_scale"})
     )
@@ -313,8 +315,10 @@ def test_what_holds_weights_is_refused_where_none_trains(toolbox: SimpleNamespac
         check([LoRA(), WeightConsolidation()], module)
     check([LoRA(), WeightConsolidation(0.0)], module)
     check([LoRA(also=["visual.weight"]), WeightConsolidation()], module)
+    assert not caplog.text
     module.is_head = lambda name: name.startswith("visual.")
     check([LoRA(), WeightConsolidation()], module)
+    assert "WeightConsolidation holds the head alone: LoRA freezes the rest of the network" in caplog.text
 
 
 def test_consolidation_logs_its_value(data: Any) -> None:
