@@ -1,4 +1,4 @@
-"""What modules and data passes offer to strategies, metrics and the runner."""
+"""What modules offer to strategies, metrics and the runner, and what a strategy's hooks are given."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 
+import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -13,9 +14,10 @@ from mmcl.outputs import Batch, Objective, Outputs, Packing
 from mmcl.schedule import Schedule
 
 if TYPE_CHECKING:
-    from mmcl.stream import Stream, Task
+    from mmcl.stream import Source, Stream, Task
 
 Distillable = Literal["similarities", "logits", "tokens", "features"]
+Stage = Literal["fit", "validate", "test", "predict"]
 ParameterGroup = dict[str, Any]
 BuildOptimizer = Callable[[list[ParameterGroup]], Optimizer]
 
@@ -92,6 +94,68 @@ class DataPass(Protocol):
     def __call__(
         self, augment: bool = False, batch_size: int | None = None, limit: int | None = None
     ) -> Iterator[Batch]: ...
+
+
+class StepContext(Protocol):
+    """What a hook inside a step may look at and ask for.
+
+    Attributes:
+        stage: fit, validate, test or predict.
+        task: the task in training; None in the evaluation before the first.
+        step: optimizer steps that really happened in the run, before this one.
+        task_step: the same within the task.
+        task_steps: the task's budget in steps.
+        batch: the prepared training batch of this rank.
+        side: name -> side batch of this rank.
+        outputs: the network's outputs for `batch`.
+        lr: learning rate of the first group.
+        grads: name -> gradient (canonical names), in `on_gradients` only.
+        source: the source that an evaluation reads, which gives its samples in the same batches every time; None in
+            fit and elsewhere.
+        generator: random numbers equal on all ranks, a function of (seed, task, step).
+    """
+
+    stage: Stage
+    task: Task | None
+    step: int
+    task_step: int
+    task_steps: int
+    batch: Batch
+    side: Mapping[str, Batch]
+    outputs: Outputs
+    lr: float
+    grads: Mapping[str, Tensor]
+    source: Source | None
+
+    @property
+    def generator(self) -> torch.Generator: ...
+
+    def forward(self, batch: Batch, bare: bool = False) -> Outputs:
+        """Outputs of the live network, computed once a step for each batch; `bare` skips the strategies' wraps.
+
+        What was computed without gradients, or in eval mode, is kept apart from what was computed with them.
+        """
+
+    def teacher(self, snapshot: str, batch: Batch) -> Outputs:
+        """Outputs of the frozen network that holds a snapshot, without gradients, once a step for each batch."""
+
+    def generate(self, batch: Batch, **options: Any) -> Outputs:
+        """What the live network generates for a batch, with the strategies' wraps, without gradients."""
+
+    def module_loss(self, outputs: Outputs, batch: Batch) -> Tensor:
+        """The module's own loss."""
+
+    def gradients(self, batch: Batch) -> dict[str, Tensor]:
+        """Gradients of the module's own loss, averaged over ranks; `.grad` is left alone."""
+
+    def reduce(self, tensor: Tensor) -> Tensor:
+        """Mean over ranks."""
+
+    def gather(self, tensor: Tensor) -> Tensor:
+        """Rows of all ranks, in rank order; gradients flow back to their owners."""
+
+    def log(self, name: str, value: float | Tensor) -> None:
+        """Record a figure in metrics.jsonl at the next logged step."""
 
 
 class Batches(NamedTuple):

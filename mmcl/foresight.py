@@ -94,7 +94,7 @@ def sources_at(sources: Sequence[Source], step: int, steps: int) -> list[Source]
 
 def _check_reads(task: Task, strategy: Strategy, data: Any) -> None:
     """Refuse own data of a task that lack what a strategy goes through them for."""
-    where, title = f"task '{task.name}'", type(strategy).__name__
+    where, title = f"task '{task.name}'", strategy.title
     if strategy.reads - {"sources"}:
         _check_indexed(where, task.train, strategy)
     for part in (part for source in task.train for part in source.all if "labels" in strategy.reads):
@@ -109,7 +109,7 @@ def _check_indexed(where: str, sources: Sequence[Source], strategy: Strategy) ->
     for source in sources:
         if any(part.is_stream for part in source.all):
             raise ConfigError(
-                f"{where}: source '{source.name}' is a stream, and {type(strategy).__name__} as it is set goes through "
+                f"{where}: source '{source.name}' is a stream, and {strategy.title} as it is set goes through "
                 "it outside of training, which takes an index; fetch its shards and leave out `stream`"
             )
 

@@ -20,7 +20,16 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from mmcl.contract import Batches, BuildOptimizer, DataPass, Distillable, ModuleContract, ParameterGroup
+from mmcl.contract import (
+    Batches,
+    BuildOptimizer,
+    DataPass,
+    Distillable,
+    ModuleContract,
+    ParameterGroup,
+    Stage,
+    StepContext,
+)
 from mmcl.errors import ConfigError
 from mmcl.outputs import Batch, Forward, Outputs, Recorded, SourcePass, Weights
 
@@ -50,75 +59,12 @@ __all__ = [
 
 Claim = Literal["eval_weights", "start_weights", "optimizer", "prefix", "prompts", "adapters", "classifier"]
 Phase = Literal["observe", "add", "project", "mask"]
-Stage = Literal["fit", "validate", "test", "predict"]
 
 CLAIMS: frozenset[str] = frozenset(
     {"eval_weights", "start_weights", "optimizer", "prefix", "prompts", "adapters", "classifier"}
 )
 PHASES: tuple[Phase, ...] = ("observe", "add", "project", "mask")
 READS: frozenset[str] = frozenset({"samples", "labels", "sources"})
-
-
-class StepContext(Protocol):
-    """What a hook inside a step may look at and ask for.
-
-    Attributes:
-        stage: fit, validate, test or predict.
-        task: the task in training; None in the evaluation before the first.
-        step: optimizer steps that really happened in the run, before this one.
-        task_step: the same within the task.
-        task_steps: the task's budget in steps.
-        batch: the prepared training batch of this rank.
-        side: name -> side batch of this rank.
-        outputs: the network's outputs for `batch`.
-        lr: learning rate of the first group.
-        grads: name -> gradient (canonical names), in `on_gradients` only.
-        source: the source that an evaluation reads, which gives its samples in the same batches every time; None in
-            fit and elsewhere.
-        generator: random numbers equal on all ranks, a function of (seed, task, step).
-    """
-
-    stage: Stage
-    task: Task | None
-    step: int
-    task_step: int
-    task_steps: int
-    batch: Batch
-    side: Mapping[str, Batch]
-    outputs: Outputs
-    lr: float
-    grads: Mapping[str, Tensor]
-    source: Source | None
-
-    @property
-    def generator(self) -> torch.Generator: ...
-
-    def forward(self, batch: Batch, bare: bool = False) -> Outputs:
-        """Outputs of the live network, computed once a step for each batch; `bare` skips the strategies' wraps.
-
-        What was computed without gradients, or in eval mode, is kept apart from what was computed with them.
-        """
-
-    def teacher(self, snapshot: str, batch: Batch) -> Outputs:
-        """Outputs of the frozen network that holds a snapshot, without gradients, once a step for each batch."""
-
-    def generate(self, batch: Batch, **options: Any) -> Outputs:
-        """What the live network generates for a batch, with the strategies' wraps, without gradients."""
-
-    def module_loss(self, outputs: Outputs, batch: Batch) -> Tensor:
-        """The module's own loss."""
-
-    def gradients(self, batch: Batch) -> dict[str, Tensor]:
-        """Gradients of the module's own loss, averaged over ranks; `.grad` is left alone."""
-
-    def reduce(self, tensor: Tensor) -> Tensor:
-        """Mean over ranks."""
-
-    def gather(self, tensor: Tensor) -> Tensor:
-        """Rows of all ranks, in rank order; gradients flow back to their owners."""
-
-    def log(self, name: str, value: float | Tensor) -> None:
-        """Record a figure in metrics.jsonl at the next logged step."""
 
 
 class Reach(Protocol):
@@ -182,6 +128,8 @@ class Strategy(Recorded, nn.Module):
     ``labels``, the ``sources`` that it asks for."""
     unsupported: frozenset[str] = frozenset()
     """What it cannot do: ``fsdp``, ``accumulation``."""
+    listed: str = ""
+    """The strategy of the user's list that it is a part of, by its class; set when presets give way to their parts."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -193,6 +141,17 @@ class Strategy(Recorded, nn.Module):
     def parts(self) -> Sequence[Strategy]:
         """A preset returns the strategies that take its place; anything else returns itself."""
         return (self,)
+
+    @property
+    def title(self) -> str:
+        """What messages call it, for who wrote the list: its class, and as a part of a preset that too.
+
+        A part of a private class is known to nobody but its preset, whose name alone stands for it.
+        """
+        own = type(self).__name__
+        if not self.listed:
+            return own
+        return self.listed if own.startswith("_") else f"{own} of {self.listed}"
 
     def add_state(self, name: str, default: Any, dtype: torch.dtype | None = torch.float32) -> None:
         """Declare state that is saved and restored: a tensor, a number, a string, None, or dicts and lists of these.
@@ -242,9 +201,7 @@ class Strategy(Recorded, nn.Module):
         """
         reach: Reach | None = self.__dict__.get("_reach")
         if reach is None:
-            raise ConfigError(
-                f"strategy '{type(self).__name__}' is not part of a run; pass it to mmcl.run or `mmcl fit`"
-            )
+            raise ConfigError(f"strategy '{self.title}' is not part of a run; pass it to mmcl.run or `mmcl fit`")
         return reach
 
     @property
@@ -363,6 +320,10 @@ class Strategy(Recorded, nn.Module):
 
     def on_scores(self, scores: Mapping[str, float], context: StepContext | None) -> None:
         """After an evaluation, also the one before the first task: mixture weights, guards. `context` is None."""
+
+    def shares(self) -> Mapping[str, float]:
+        """At the end of a task, for the report: its training in parts of 1, such as the prompts that it selected."""
+        return {}
 
 
 def _cast(value: Any, dtype: torch.dtype | None) -> Any:

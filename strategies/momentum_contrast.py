@@ -87,12 +87,12 @@ class MomentumContrast(Strategy):
 
     def setup(self, stream: Stream) -> None:
         if self.weight and self.module.pair is None:
-            raise ConfigError(f"MomentumContrast: {type(self.module).__name__} compares no pair of features")
+            raise ConfigError(f"{self.title}: {type(self.module).__name__} compares no pair of features")
 
     def foresee(self, task: Task, batches: Batches) -> Sequence[Source]:
         if self.weight and batches.at_once > self.queue_size:
             raise ConfigError(
-                f"MomentumContrast: a batch of {batches.at_once} pairs does not fit into queues of {self.queue_size}; "
+                f"{self.title}: a batch of {batches.at_once} pairs does not fit into queues of {self.queue_size}; "
                 "make `queue_size` larger, or data.batch_size smaller"
             )
         return super().foresee(task, batches)
@@ -150,7 +150,7 @@ class MomentumContrast(Strategy):
         """The two features of all processes' pairs."""
         pair = self.module.pair
         if missing := [name for name in pair if name not in features]:
-            raise RunError(f"MomentumContrast: the batch has no {' and no '.join(missing)} to contrast")
+            raise RunError(f"{self.title}: the batch has no {' and no '.join(missing)} to contrast")
         image, text = (context.gather(features[name]) for name in pair)
         if "valid" in context.batch:
             kept = context.gather(context.batch["valid"])

@@ -184,7 +184,7 @@ def test_a_reference_that_is_gone_through_takes_an_index(tmp_path: Path) -> None
 
 def test_a_batch_above_a_queue(tmp_path: Path) -> None:
     words = refused("clip", tmp_path, CTP(queue_size=7))
-    assert words.startswith("MomentumContrast: a batch of 8 pairs does not fit into queues of 7")
+    assert words.startswith("MomentumContrast of CTP: a batch of 8 pairs does not fit into queues of 7")
 
 
 def test_a_share_of_a_strategy_that_changes_where_nothing_is_cut(tmp_path: Path) -> None:
