@@ -48,10 +48,12 @@ def check(strategies: Sequence[Strategy], module: ModuleContract, facts: frozens
         facts: properties of the run that a strategy may not support (``fsdp``, ``compile``, ``accumulation``).
 
     Raises:
-        ConfigError: two strategies claim one resource, a need that the module lacks, an unsupported property, or a
-            strategy that holds weights beside one that freezes all of them.
+        ConfigError: two strategies claim one resource, a need that the module lacks, an unsupported property, a
+            strategy that holds weights beside one that freezes all of them, or one that keeps features of tasks in
+            which nothing trains beside one that brings something new for each task.
     """
     _check_weights_train(strategies, module)
+    _check_features_stay(strategies)
     owners: dict[str, Strategy] = {}
     for strategy in strategies:
         title = type(strategy).__name__
@@ -91,6 +93,18 @@ def _check_weights_train(strategies: Sequence[Strategy], module: ModuleContract)
             f"{type(holding).__name__} works on weights of the network that train, and {type(freezing).__name__} "
             f"leaves none of {type(module).__name__}; leave one of them out"
         )
+
+
+def _check_features_stay(strategies: Sequence[Strategy]) -> None:
+    """Refuse what keeps measures of features beside what changes these at each task, trained or not."""
+    settled, changing = (next((s for s in strategies if getattr(s, what)), None) for what in ("settles", "by_task"))
+    if settled is None or changing is None:
+        return
+    one, other = type(settled).__name__, type(changing).__name__
+    raise ConfigError(
+        f"{one} keeps what it measures of each task's features, and {other} brings something new for each task that "
+        "changes them although nothing trains; leave one of them out, or let the network train in all tasks"
+    )
 
 
 class Composition:

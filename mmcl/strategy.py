@@ -175,6 +175,10 @@ class Strategy(Recorded, nn.Module):
     """Whether nothing of the network trains beside it, so that samples may lack what only the objective reads."""
     holds: bool = False
     """Whether it works on weights of the network that train; refused beside what leaves none."""
+    by_task: bool = False
+    """Whether forwards go through a part of its own for each task, trained or not; refused beside what `settles`."""
+    settles: bool = False
+    """Whether it keeps what it measured of features in a task, and wants none of them to change once nothing trains."""
     unsupported: frozenset[str] = frozenset()
     """What it cannot do: ``fsdp``, ``accumulation``."""
 

@@ -48,6 +48,7 @@ class SPrompts(PromptStrategy):
     that have ended, or in the first task its own. Low-rank changes have no further factor.
     """
 
+    by_task = True
     centres: dict[str, Tensor]
 
     def __init__(
