@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
@@ -12,9 +13,14 @@ from mmcl.outputs import Batch, Forward, Outputs
 from mmcl.strategy import CLAIMS, PHASES, ModuleContract, StepContext, Strategy, overriders, overrides
 from mmcl.weights import canonical
 
+logger = logging.getLogger("mmcl")
+
 
 def expand(strategies: Sequence[Strategy]) -> list[Strategy]:
-    """Presets replaced by their parts, with unique names (``distillation``, ``distillation_2``)."""
+    """Presets replaced by their parts, with unique names (``distillation``, ``distillation_2``).
+
+    A part is told which strategy of the list it stands for.
+    """
     flat: list[Strategy] = []
 
     def add(strategy: Strategy, seen: tuple[type, ...]) -> None:
@@ -24,8 +30,10 @@ def expand(strategies: Sequence[Strategy]) -> list[Strategy]:
             return
         if type(strategy) in seen:
             raise ConfigError(f"strategy '{type(strategy).__name__}' contains itself")
+        within = (*seen, type(strategy))
         for part in parts:
-            add(part, (*seen, type(strategy)))
+            part.listed = within[0].__name__
+            add(part, within)
 
     for strategy in strategies:
         if not isinstance(strategy, Strategy):
@@ -56,13 +64,12 @@ def check(strategies: Sequence[Strategy], module: ModuleContract, facts: frozens
     _check_features_stay(strategies)
     owners: dict[str, Strategy] = {}
     for strategy in strategies:
-        title = type(strategy).__name__
+        title = strategy.title
         for claim in strategy.claims:
             if claim not in CLAIMS:
                 raise ConfigError(f"{title} claims '{claim}', which is no resource; known: {', '.join(sorted(CLAIMS))}")
             if claim in owners:
-                other = type(owners[claim]).__name__
-                raise ConfigError(f"{other} and {title} both claim '{claim}'; use one of them")
+                raise ConfigError(f"{owners[claim].title} and {title} both claim '{claim}'; use one of them")
             owners[claim] = strategy
         offered = {offer for other in strategies if other is not strategy for offer in other.offers}
         for need in sorted(strategy.needs - module.provides - offered):
@@ -88,11 +95,15 @@ def _check_weights_train(strategies: Sequence[Strategy], module: ModuleContract)
     holding, freezing = (next((s for s in strategies if getattr(s, what)), None) for what in ("holds", "freezes"))
     if holding is None or freezing is None:
         return
+    one, other = holding.title, freezing.title
     if not any(module.is_head(canonical(name)) for name, _ in module.network.named_parameters()):
         raise ConfigError(
-            f"{type(holding).__name__} works on weights of the network that train, and {type(freezing).__name__} "
-            f"leaves none of {type(module).__name__}; leave one of them out"
+            f"{one} works on weights of the network that train, and {other} leaves none of {type(module).__name__}; "
+            "leave one of them out"
         )
+    logger.warning(
+        "%s holds the head alone: %s freezes the rest of the network, and what it adds is not held", one, other
+    )
 
 
 def _check_features_stay(strategies: Sequence[Strategy]) -> None:
@@ -100,7 +111,7 @@ def _check_features_stay(strategies: Sequence[Strategy]) -> None:
     settled, changing = (next((s for s in strategies if getattr(s, what)), None) for what in ("settles", "by_task"))
     if settled is None or changing is None:
         return
-    one, other = type(settled).__name__, type(changing).__name__
+    one, other = settled.title, changing.title
     raise ConfigError(
         f"{one} keeps what it measures of each task's features, and {other} brings something new for each task that "
         "changes them although nothing trains; leave one of them out, or let the network train in all tasks"

@@ -218,6 +218,10 @@ class Engine(pl.LightningModule):
         for strategy in reversed(self.composition.of("wrap_optimizer")):
             build = _nested(strategy, build)
         optimizer: Optimizer = build(groups)
+        # A fused optimizer would unscale half-precision gradients in its kernel, after the strategies have seen them,
+        # and be stepped where they overflowed; like this the scaler does both, as for any other optimizer.
+        if getattr(optimizer, "_step_supports_amp_scaling", False):
+            optimizer._step_supports_amp_scaling = False  # type: ignore[attr-defined]
         optimizer.register_step_post_hook(self._note_step)
         return optimizer
 

@@ -158,6 +158,7 @@ class Runner(Training):
                 "peak_memory_bytes": peak_memory(lightning.device(self.trainer)),
                 "steps": steps,
                 "final_loss": self.engine.last_loss if steps else None,
+                "shares": {s.name: parts for s in self.composition.strategies if (parts := dict(s.shares()))},
             }
         )
         self.record.write()

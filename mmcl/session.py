@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
+import torch
 
 from mmcl import checkpoint, distributed, seeds, weights
 from mmcl import trainer as lightning
@@ -136,6 +137,7 @@ class Session:
             ConfigError: one line that says what is wrong, where, and what to do.
         """
         check(self.composition.strategies, self.module, lightning.facts(self.trainer))
+        torch.manual_seed(self.options.seed)  # first values of a head that the stream brings
         self.module.check(self.stream)
         for evalset in self.stream.evals:
             build(evalset, self.module)

@@ -181,6 +181,8 @@ class Strategy(Recorded, nn.Module):
     """Whether it keeps what it measured of features in a task, and wants none of them to change once nothing trains."""
     unsupported: frozenset[str] = frozenset()
     """What it cannot do: ``fsdp``, ``accumulation``."""
+    listed: str = ""
+    """The strategy of the user's list that it is a part of, by its class; set when presets give way to their parts."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -192,6 +194,17 @@ class Strategy(Recorded, nn.Module):
     def parts(self) -> Sequence[Strategy]:
         """A preset returns the strategies that take its place; anything else returns itself."""
         return (self,)
+
+    @property
+    def title(self) -> str:
+        """What messages call it, for who wrote the list: its class, and as a part of a preset that too.
+
+        A part of a private class is known to nobody but its preset, whose name alone stands for it.
+        """
+        own = type(self).__name__
+        if not self.listed:
+            return own
+        return self.listed if own.startswith("_") else f"{own} of {self.listed}"
 
     def add_state(self, name: str, default: Any, dtype: torch.dtype | None = torch.float32) -> None:
         """Declare state that is saved and restored: a tensor, a number, a string, None, or dicts and lists of these.
@@ -241,9 +254,7 @@ class Strategy(Recorded, nn.Module):
         """
         reach: Reach | None = self.__dict__.get("_reach")
         if reach is None:
-            raise ConfigError(
-                f"strategy '{type(self).__name__}' is not part of a run; pass it to mmcl.run or `mmcl fit`"
-            )
+            raise ConfigError(f"strategy '{self.title}' is not part of a run; pass it to mmcl.run or `mmcl fit`")
         return reach
 
     @property
@@ -359,6 +370,10 @@ class Strategy(Recorded, nn.Module):
 
     def on_scores(self, scores: Mapping[str, float], context: StepContext | None) -> None:
         """After an evaluation, also the one before the first task: mixture weights, guards. `context` is None."""
+
+    def shares(self) -> Mapping[str, float]:
+        """At the end of a task, for the report: its training in parts of 1, such as the prompts that it selected."""
+        return {}
 
 
 def _cast(value: Any, dtype: torch.dtype | None) -> Any:

@@ -186,6 +186,10 @@ class Adapters(Selective):
             depth = None if self.blocks is None else {b if b >= 0 else last[site.tower] + 1 + b for b in self.blocks}
             return site.role in self.roles and (depth is None or site.block in depth)
 
+        depths = {tower: last[tower] + 1 for tower in sorted(towers) if self.towers is None or tower in self.towers}
+        lost = [b for b in self.blocks or () if not any(-depth <= b < depth for depth in depths.values())]
+        have = ", ".join(f"the {tower} tower has {depth} blocks" for tower, depth in depths.items())
+        self._require(not lost, f"there is no block {', '.join(map(str, lost))}: {have}")
         found = [site for site in offered if fits(site)]
         there = ", ".join(sorted({f"{site.tower} {site.role}" for site in offered})) or "none"
         self._require(bool(found), f"no linear weight fits `towers`, `roles` and `blocks`; there are: {there}")

@@ -57,11 +57,6 @@ class _QuadraticPenalty(Strategy):
         self.add_state("anchor", {}, dtype=None)
         self.add_state("tasks", 0)
 
-    @property
-    def title(self) -> str:
-        """What messages call it."""
-        return type(self).__name__
-
     def trained(self) -> dict[str, nn.Parameter]:
         """What trains of the network."""
         return {n: p for n, p in self.module.network.named_parameters() if p.requires_grad}
@@ -174,7 +169,7 @@ def check_separable(strategy: Strategy) -> None:
     """
     objective = strategy.module.objective
     if objective.coupled:
-        title, loss = type(strategy).__name__, type(objective).__name__
+        title, loss = strategy.title, type(objective).__name__
         raise ConfigError(
             f"{title}: with {loss} no sample has a loss of its own, as each is compared with the others of its batch; "
             "take estimator 'batch'"

@@ -30,7 +30,7 @@ class Merge(Strategy):
 
     The merge is made whenever it is asked for, out of what is kept of earlier tasks and the live weights, so that it
     can be measured in the middle of a task. What a network has grown since the pretrained one is the live one's. So are
-    the rows of a head for classes of one task alone, which no other task's weights say anything of.
+    the rows of a head for classes that one task alone trains, which no other task's weights say anything of.
 
     Args:
         rule: see `Rule`.
@@ -99,7 +99,7 @@ class Merge(Strategy):
         return self.swap(self._whole(self.result(base, kept, self.task)))
 
     def _whole(self, older: Weights) -> Weights:
-        """Weights in the shapes of today, with the live rows of classes that no two tasks share."""
+        """Weights in the shapes of today, with the live rows of classes that one task alone trains."""
         live, found = self.weights(), self.grown(older)
         for name in filter(self.module.is_head, found):
             if found[name].dim():

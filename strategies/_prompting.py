@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Literal, NamedTuple
 
@@ -152,6 +152,10 @@ class PromptStrategy(Strategy):
         shares = counts / counts.sum()
         for number in range(self.pool_size):
             context.log(f"{self.name}/selected/{number}", shares[number])
+
+    def shares(self) -> Mapping[str, float]:
+        counts = self.selected.get(self.task.name) if self.task is not None else None
+        return {} if counts is None else {str(i): part for i, part in enumerate((counts / counts.sum()).tolist())}
 
 
 @contextmanager

@@ -96,25 +96,24 @@ class Distillation(Strategy):
         self._source: Source | None = None
 
     def setup(self, stream: Stream) -> None:
-        offered = self.module.distillable
+        offered, module = self.module.distillable, type(self.module).__name__
         if not offered or self.on not in (None, *offered):
-            title = type(self.module).__name__
             raise ConfigError(
-                f"Distillation: {title} cannot be distilled on {self.on or 'anything'}; {near('', offered)}"
+                f"{self.title}: {module} cannot be distilled on {self.on or 'anything'}; {near('', offered)}"
             )
         self.on = self.on or offered[0]
         if self.on == "logits" and self.teacher == "initial" and self.module.fresh_head:
             raise ConfigError(
-                "Distillation: the initial head knows nothing yet; take teacher 'previous' or another `on`"
+                f"{self.title}: the initial head of {module} knows nothing yet; take teacher 'previous' or another `on`"
             )
         if self.on != "similarities" and (self.texts != "batch" or self.cache_images):
-            raise ConfigError(f"Distillation: `texts` and `cache_images` belong to similarities, not to {self.on}")
+            raise ConfigError(f"{self.title}: `texts` and `cache_images` belong to similarities, not to {self.on}")
         if self.reference is None or not self.active:
             return
         source = stream.source(self.reference) if isinstance(self.reference, str) else self.reference
         name = self.reference if isinstance(self.reference, str) else source.name
         if self.cache_images and source.augment:
-            raise ConfigError(f"Distillation: cache_images, but source '{name}' is augmented; set its `augment: false`")
+            raise ConfigError(f"{self.title}: cache_images, but source '{name}' is augmented; set its `augment: false`")
         size = self.batch_size or source.batch_size
         self._source = replace(source, name=name, role="side", share=None, batch_size=size)
 
@@ -137,7 +136,7 @@ class Distillation(Strategy):
             answer = context.teacher(self.teacher, batch)
             found = [key for key in TEXTS if key in answer.features]
             if what not in answer.features or not found:
-                raise RunError(f"Distillation: the batch has no {what} or no texts to compare; give a `reference`")
+                raise RunError(f"{self.title}: the batch has no {what} or no texts to compare; give a `reference`")
             theirs, texts = answer.features[what], answer.features[found[0]]
             texts = texts if found[0] == "class_text" else context.gather(texts)  # class texts are every rank's
         else:
@@ -148,7 +147,7 @@ class Distillation(Strategy):
                 theirs = context.teacher(self.teacher, given).features[what]
         student = context.outputs if self._source is None else context.forward(given)
         if student.logit_scale is None:
-            raise RunError("Distillation: the module's outputs hold features but no `logit_scale`")
+            raise RunError(f"{self.title}: the module's outputs hold features but no `logit_scale`")
         ours, theirs = context.gather(student.features[what]), context.gather(theirs)
         scale = student.logit_scale.detach()
         values = zscl_loss(ours, theirs, texts, logit_scale=scale, temperature=self.temperature)
@@ -161,7 +160,7 @@ class Distillation(Strategy):
         theirs: Tensor | None = getattr(teacher, str(self.on))
         ours: Tensor | None = getattr(student, str(self.on))
         if theirs is None or ours is None:
-            raise RunError(f"Distillation: the outputs for the batch hold no {self.on}")
+            raise RunError(f"{self.title}: the outputs for the batch hold no {self.on}")
         valid = torch.ones_like(ours[..., 0], dtype=torch.bool) if student.valid is None else student.valid
         rows = valid.sum().float()  # ranks may hold different numbers of tokens, or none
         share: Tensor = rows / context.reduce(rows).clamp(min=1)
@@ -183,7 +182,7 @@ class Distillation(Strategy):
             assert self._source is not None
             self.lines = self.reach.captions(self._source)
             if not self.lines:
-                raise RunError(f"Distillation: the reference '{self._source.name}' has no captions")
+                raise RunError(f"{self.title}: the reference '{self._source.name}' has no captions")
         return self.lines
 
 

@@ -35,7 +35,7 @@ class DPeCLIP(FeatureClassifier):
     Raises:
         ConfigError: `weight` is outside 0..1, `trains` is unknown, or a task has no class names.
 
-    Differences from the published code: written from memory of the paper's idea. Its prompts, which are trained and
+    Differences from the published code: it was not compared. Its prompts, which are trained and
     conditioned on the prototypes, are left out; the mixture with the texts' probabilities and its weight are our own.
     """
 

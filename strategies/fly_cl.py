@@ -31,8 +31,8 @@ class FlyCL(RidgeClassifier):
     Raises:
         ConfigError: `width` or a share is out of range, `trains` is unknown, or a task has no class names.
 
-    Differences from the published code: written after the paper's abstract and from memory. The shares are those
-    remembered of it (300 of 768 features, 3,000 of 10,000 units); lambda looks at all tasks' sums; the projection is
+    Differences from the published code: it was not compared, and the shares (300 of 768 features, 3,000 of 10,000
+    units) are unconfirmed; lambda looks at all tasks' sums; the projection is
     kept as a dense matrix, so that its sparsity saves no time.
     """
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+
 import torch
 
 from mmcl.errors import ConfigError
@@ -10,6 +12,8 @@ from mmcl.functional.merging import widened
 from mmcl.outputs import Weights
 from mmcl.strategy import DataPass, StepContext, Strategy
 from mmcl.stream import Task
+
+logger = logging.getLogger("mmcl")
 
 
 class MER(Strategy):
@@ -48,6 +52,10 @@ class MER(Strategy):
         self.anchor = widened(self._trained()) if self.rate < 1 else {}
 
     def on_step_end(self, context: StepContext) -> None:
+        if context.task_step == 0 and context.task_steps < self.interval and self.rate < 1:
+            assert context.task is not None
+            where = (context.task.name, context.task_steps, self.interval)
+            logger.warning("MER: task '%s' has %d steps, fewer than the interval of %d: it does nothing there", *where)
         if self.rate == 1 or (context.task_step + 1) % self.interval:
             return
         trained = self._trained()
@@ -55,5 +63,5 @@ class MER(Strategy):
         torch._foreach_copy_(list(trained.values()), [self.anchor[name] for name in trained])
 
     def _trained(self) -> Weights:
-        """What trains, as it is: of an adapter its factors."""
-        return {n: p.detach() for n, p in self.module.network.named_parameters() if p.requires_grad}
+        """What trains, as it is: weights of the network, factors of adapters, prompts."""
+        return {str(i): p.detach() for i, p in enumerate(self.reach.parameters()) if p.requires_grad}

@@ -86,7 +86,7 @@ class MomentumContrast(Strategy):
 
     def setup(self, stream: Stream) -> None:
         if self.weight and self.module.pair is None:
-            raise ConfigError(f"MomentumContrast: {type(self.module).__name__} compares no pair of features")
+            raise ConfigError(f"{self.title}: {type(self.module).__name__} compares no pair of features")
 
     def on_task_start(self, task: Task, data: DataPass) -> None:
         if not self.weight:
@@ -127,7 +127,7 @@ class MomentumContrast(Strategy):
         for image, text in self._new:
             if len(image) > self.queue_size:
                 raise RunError(
-                    f"MomentumContrast: a batch of {len(image)} pairs does not fit into queues of {self.queue_size}; "
+                    f"{self.title}: a batch of {len(image)} pairs does not fit into queues of {self.queue_size}; "
                     "make `queue_size` larger"
                 )
             update_queue(self.image_queue, image, self.pointer)
@@ -146,7 +146,7 @@ class MomentumContrast(Strategy):
         """The two features of all processes' pairs."""
         pair = self.module.pair
         if missing := [name for name in pair if name not in features]:
-            raise RunError(f"MomentumContrast: the batch has no {' and no '.join(missing)} to contrast")
+            raise RunError(f"{self.title}: the batch has no {' and no '.join(missing)} to contrast")
         image, text = (context.gather(features[name]) for name in pair)
         if "valid" in context.batch:
             kept = context.gather(context.batch["valid"])

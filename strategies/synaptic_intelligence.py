@@ -60,7 +60,7 @@ class _SynapticPull(_QuadraticPenalty):
     """The penalty; `_SynapticPath` tells it the importance."""
 
     scale = 2.0
-    title = "SynapticIntelligence"
+    listed = "SynapticIntelligence"
 
     def __init__(self, weight: float, rule: Rule, gamma: float) -> None:
         super().__init__(weight, rule, gamma)

@@ -51,7 +51,7 @@ class TopologyPreservation(Strategy):
 
     def setup(self, stream: Stream) -> None:
         if self.active and self.module.pair is None:
-            raise ConfigError(f"TopologyPreservation: {type(self.module).__name__} compares no pair of features")
+            raise ConfigError(f"{self.title}: {type(self.module).__name__} compares no pair of features")
 
     def losses(self, context: StepContext) -> Mapping[str, Tensor]:
         assert context.task is not None
@@ -66,7 +66,7 @@ class TopologyPreservation(Strategy):
         """The two features of all processes' pairs."""
         pair = self.module.pair
         if missing := [name for name in pair if name not in outputs.features]:
-            raise RunError(f"TopologyPreservation: the batch has no {' and no '.join(missing)} to compare")
+            raise RunError(f"{self.title}: the batch has no {' and no '.join(missing)} to compare")
         found = [context.gather(outputs.features[name]) for name in pair]
         if "valid" in context.batch:
             kept = context.gather(context.batch["valid"])

@@ -13,6 +13,8 @@ from mmcl.strategy import StepContext, Strategy
 from mmcl.stream import JoinedSource, Source, Stream, Task
 
 Scores = Literal["perplexity", "loss"]
+PROBES: Mapping[str, str] = {"perplexity": "perplexity", "loss": "objective"}
+"""Which of mmcl's own probes gives such scores; a probe of somebody else's, a class path, may give either."""
 
 
 class Velocitune(Strategy):
@@ -28,12 +30,13 @@ class Velocitune(Strategy):
             subsets of the data.
         sources: evaluation set -> name of one of the stream's sources, or of one of its tasks.
         share: part of each batch that the domains have where the task's own data are none of them.
-        scores: ``perplexity``, whose logarithm is the loss, or ``loss`` where the sets are measured by it.
+        scores: ``perplexity``, whose logarithm is the loss, or ``loss`` where the sets are measured by it (by the probe
+            ``objective``).
         least: part of the domains' share that each keeps, so that a batch holds a sample of it; the rest is shared by
             the weights. The paper has 0.
 
     Raises:
-        ConfigError: an argument is out of range, or the stream lacks a set or a source.
+        ConfigError: an argument is out of range, or the stream lacks a set or a source, or its probe gives no loss.
 
     Differences from the published code: none could be compared. l0 is the loss before training, on the sets in full;
     where a task is cut the sets' subsets are measured, so leave their `subset` out.
@@ -68,10 +71,17 @@ class Velocitune(Strategy):
         self.add_state("initial", {})
 
     def setup(self, stream: Stream) -> None:
+        probes = {evalset.name: evalset.probe for evalset in stream.evals}
         for name in self.targets:
-            if name not in stream.columns():
-                known = near(name, stream.columns())
+            if name not in probes:
+                known = near(name, probes)
                 raise ConfigError(f"Velocitune: stream '{stream.name}' has no evaluation set '{name}'; {known}")
+            wanted = PROBES[self.scores]
+            if "." not in probes[name] and probes[name] != wanted:
+                raise ConfigError(
+                    f"Velocitune: evaluation set '{name}' is measured by '{probes[name]}', and scores '{self.scores}' "
+                    f"are those of '{wanted}'"
+                )
             if name not in self.named and any(task.evaluates != name for task in stream.tasks):
                 raise ConfigError(f"Velocitune: '{name}' needs a source: not every task trains on it")
         for name in self.named.values():

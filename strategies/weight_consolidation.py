@@ -52,10 +52,10 @@ class WeightConsolidation(Strategy):
         anchor, live = self.snapshot(self.anchor), self.weights()
         params = {n: p for n, p in self.module.network.named_parameters() if p.requires_grad}
         if not params:
-            raise RunError(f"{type(self).__name__}: no weight of the network trains")
+            raise RunError(f"{self.title}: no weight of the network trains")
         for name in params:
             if name not in live:
-                raise RunError(f"{type(self).__name__}: '{name}' trains but is no weight of the network (an adapter?)")
+                raise RunError(f"{self.title}: '{name}' trains but is no weight of the network (an adapter?)")
         # Rows and tensors that came later have no place to go back to.
         older = {n: leading(p, anchor[n].shape) for n, p in params.items() if n in anchor and self.anchored(n)}
         parts = [torch.zeros((), device=next(iter(params.values())).device)]

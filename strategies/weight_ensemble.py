@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
@@ -11,6 +12,8 @@ from mmcl.functional.averaging import interpolate, running_average
 from mmcl.outputs import Weights
 from mmcl.strategy import DataPass, StepContext, Strategy
 from mmcl.stream import Task
+
+logger = logging.getLogger("mmcl")
 
 
 class WeightEnsemble(Strategy):
@@ -60,6 +63,13 @@ class WeightEnsemble(Strategy):
     def on_step_end(self, context: StepContext) -> None:
         if context.task_step % self.interval:
             return
+        if context.task_step == 0 and context.task_steps <= self.interval:
+            assert context.task is not None
+            logger.warning(
+                "WeightEnsemble: task '%s' has %d steps and its weights are averaged every %d, so that half of its "
+                "first step is all that stays of it; take a smaller interval",
+                *(context.task.name, context.task_steps, self.interval),
+            )
         self.count += 1
         running_average(self.average, self.weights(), count=self.count)
         if self.alpha < 1:

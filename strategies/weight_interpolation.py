@@ -33,7 +33,8 @@ class WeightInterpolation(Strategy):
         ConfigError: an alpha is outside 0..1, the base is unknown, or `alphas` goes with `merge`.
 
     Differences from the published code: floating buffers are interpolated too, integer ones come from the trained
-    model. There the weights are interpolated once, after a single fine-tuning.
+    model; a head that the stream brings has no pretrained values and stays as it was trained. There the weights are
+    interpolated once, after a single fine-tuning.
     """
 
     claims = frozenset({"eval_weights"})
@@ -82,4 +83,6 @@ class WeightInterpolation(Strategy):
 
     def _interpolated(self, alpha: float) -> Weights:
         anchor = self.start if self.base == "start" else self.snapshot("initial")
+        if self.base == "initial" and self.module.fresh_head:
+            anchor = {name: value for name, value in anchor.items() if not self.module.is_head(name)}
         return interpolate(self.grown(anchor), self.weights(), alpha=alpha)

@@ -25,7 +25,9 @@ from mmcl.strategy import DataPass, StepContext, Strategy
 from mmcl.stream import Budget, Stream, Task
 
 PLAIN = "plain fine-tuning"
-ARGUMENTS: Mapping[str, Mapping[str, Any]] = {"ExperienceReplay": {"size": 64}}
+ARGUMENTS: Mapping[str, Mapping[str, Any]] = {
+    name: {"size": 64} for name in ("AGEM", "DERPlusPlus", "ExperienceReplay", "GEM")
+}
 """What strategies need that have arguments without defaults; all others are measured at their defaults."""
 BEFORE = 2
 """Steps of a task before the measured one: what a strategy does often begins with the second task."""

@@ -141,13 +141,13 @@ class Module(Recorded, pl.LightningModule):
         return False
 
     def columns(self, task: Task) -> Sequence[int]:
-        """The columns of ``logits`` that a task's classes are, which are rows of the head.
+        """The columns of ``logits`` that a task's own samples train: the rows of the head for its classes.
 
         Args:
             task: one of the stream.
 
         Returns:
-            None of them where logits are not of classes that the tasks bring.
+            None where the loss reaches other rows too, or where logits are not of classes that the tasks bring.
         """
         return ()
 

@@ -62,7 +62,8 @@ class ImageClassifierModule(Module):
         augment: the training transform of pictures; None trains on what evaluation sees.
         objective: `MaskedCrossEntropy` by default; `CrossEntropy` ignores `train_classes`.
         lr: learning rate; each task may scale it.
-        weight_decay: of the default optimizer; vectors and scalars are not decayed.
+        weight_decay: of the default optimizer; vectors and scalars are not decayed. It shrinks the head's rows of
+            classes that the task at hand does not train, too.
         betas: of the default optimizer.
         schedule: factor on the rate over a task's steps. None: 10 % warm-up, then cosine to 0.
         optimizer: takes parameter groups and returns an optimizer, in place of AdamW.
@@ -280,7 +281,8 @@ class ImageClassifierModule(Module):
         return name.startswith("head.")
 
     def columns(self, task: Task) -> Sequence[int]:
-        return self.labels.table[self.labels.position(task.name)]
+        alone = self.train_classes == "task" and isinstance(self.objective, MaskedCrossEntropy)
+        return self.labels.table[self.labels.position(task.name)] if alone else ()
 
     def sites(self, kind: str) -> list[Any]:
         """Places in the backbone; the head is the module's own. Prompts go into vision transformers alone."""

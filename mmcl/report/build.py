@@ -16,6 +16,7 @@ from mmcl.report.groups import Group, group_runs, load
 from mmcl.report.headline import headline, learned_line
 from mmcl.report.heatmap import HeatMap, colour_scale, column_groups, heat_map
 from mmcl.report.plots import SERIES, curves, segment_curves
+from mmcl.report.shares import share_maps
 from mmcl.report.tables import cost_rows, eval_rows, run_cards, summary_lines
 
 PAGE = "report.html"
@@ -139,6 +140,7 @@ def _context(groups: Sequence[Group]) -> dict[str, Any]:
         "raw": len(first.fractions) < len(first.evals),
         "plots": curves(groups),
         "segments": segment_curves(groups),
+        "shares": share_maps(groups),
         "summary": summary_lines(groups, main=True),
         "more": summary_lines(groups, main=False),
         "evals": eval_rows(groups, layout),

@@ -159,7 +159,7 @@ class Segment:
 
 @dataclass(frozen=True)
 class Cost:
-    """What a task took: seconds, samples per second, bytes."""
+    """What a task took: seconds, samples per second, bytes; and in which shares, strategy by strategy."""
 
     name: str
     train_seconds: float | None
@@ -168,11 +168,15 @@ class Cost:
     peak_memory_bytes: float | None
     steps: int | None
     final_loss: float | None
+    shares: Mapping[str, Mapping[str, float]]
 
     @classmethod
     def read(cls, node: Node) -> Cost:
         """From an item of ``tasks``."""
+        shares = node.node("shares", {})
+        parts = {name: shares.numbers(name) for name in shares.data}
         return cls(
+            shares={name: {key: part for key, part in own.items() if part is not None} for name, own in parts.items()},
             name=node.text("name"),
             train_seconds=node.number("train_seconds"),
             eval_seconds=node.number("eval_seconds"),

@@ -24,7 +24,7 @@ SETTINGS: dict[str, tuple[dict[str, Any], list[str]]] = {
     "not a strategy": ({"strategies": ["mmcl.stream.Task"]}, ["strategies.0: 'mmcl.stream.Task' is no Strategy"]),
     "two claims": (
         {"strategies": ["ZSCL", "MomentumInterpolation"]},
-        ["WeightEnsemble and MomentumInterpolation both claim 'eval_weights'"],
+        ["WeightEnsemble of ZSCL and MomentumInterpolation both claim 'eval_weights'"],
     ),
     "no tasks": ({"data__stream__tasks": []}, ["stream 'tiny' has no tasks"]),
     "tasks left out": ({"data__stream__tasks": None}, ["data.stream lacks 'tasks'"]),

@@ -10,12 +10,14 @@ from typing import Any
 
 import pytest
 import torch
+from lightning.pytorch.plugins import MixedPrecision
 from toy import metrics, network, runner, stream
 
 from mmcl import Strategy
 from mmcl.errors import ConfigError, RunError
 from mmcl.interrupt import Interrupted
 from mmcl.strategies import Frozen, MomentumInterpolation, WeightConsolidation, WeightEnsemble, WeightInterpolation
+from mmcl.strategy import StepContext
 
 STRATEGIES: dict[str, Any] = {
     "none": lambda: [],
@@ -225,3 +227,30 @@ def test_two_claims_are_refused_before_anything_is_written(tmp_path: Path) -> No
     with pytest.raises(ConfigError, match="MomentumInterpolation and WeightEnsemble both claim 'eval_weights'"):
         runner(tmp_path / "run", [MomentumInterpolation(), WeightEnsemble()]).fit()
     assert not (tmp_path / "run").exists()
+
+
+class Gradients(Strategy):
+    """Notes the gradients of each step as strategies see them."""
+
+    gradients = "observe"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[dict[str, torch.Tensor]] = []
+
+    def on_gradients(self, context: StepContext) -> None:
+        self.seen.append({name: gradient.clone() for name, gradient in context.grads.items()})
+
+
+def test_gradients_are_not_scaled_where_strategies_see_them(tmp_path: Path) -> None:
+    """Half precision with a fused optimizer, which would unscale within its step."""
+    seen = {}
+    for scaler in (None, torch.amp.GradScaler("cpu", init_scale=1024.0)):
+        watch = Gradients()
+        plugin = MixedPrecision("16-mixed", "cpu", scaler) if scaler else MixedPrecision("bf16-mixed", "cpu")
+        made = runner(tmp_path / str(scaler is None), [watch], trainer={"plugins": [plugin], "gradient_clip_val": 1e9})
+        made.module.optimizer_builder = lambda groups: torch.optim.AdamW(groups, lr=1e-3, fused=True)
+        made.fit()
+        seen[scaler is None] = watch.seen[0]
+    for name, gradient in seen[True].items():
+        torch.testing.assert_close(seen[False][name], gradient, rtol=0.1, atol=0.05)

@@ -184,7 +184,7 @@ def distilled(module: Any, **settings: Any) -> Distillation:
 
 def test_no_student_is_held_to_a_head_that_knows_nothing() -> None:
     module = tiny_asr.module("whisper", kind="ctc")
-    with pytest.raises(ConfigError, match="the initial head knows nothing yet"):
+    with pytest.raises(ConfigError, match="the initial head of ASRModule knows nothing yet"):
         distilled(module)
     assert distilled(module, on="tokens").on == "tokens"
     strategy, batch = distilled(module, teacher="previous"), batch_of(module, TEXTS)

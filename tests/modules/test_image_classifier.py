@@ -6,12 +6,15 @@ import json
 import subprocess
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import cases
 import numpy as np
 import pytest
 import timm
+import tiny_classes
 import torch
 import torch.nn.functional as F
 from PIL import Image
@@ -374,3 +377,16 @@ def test_weights_that_do_not_fit_are_refused(tmp_path: Path) -> None:
         make(head_lr_scale=0)
     with pytest.raises(ConfigError, match="crop is 2"):
         make(crop=2.0)
+
+
+def test_a_new_head_is_a_function_of_the_runs_seed(tmp_path: Path) -> None:
+    """Whatever the process did before."""
+    heads = []
+    for seed, history in ((0, 1), (0, 2), (1, 1)):
+        (tmp_path / "shards").mkdir(exist_ok=True)
+        runner = cases.runner("classes", tiny_classes.stream(tmp_path / "shards"), tmp_path / "run")
+        runner.options = replace(runner.options, seed=seed)
+        torch.manual_seed(history)
+        runner.check()
+        heads.append(runner.module.network.head.weight.detach().clone())
+    assert torch.equal(heads[0], heads[1]) and not torch.equal(heads[0], heads[2])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from types import SimpleNamespace
@@ -133,6 +133,9 @@ class Run:
         self.passes += 1
         return self.reference_batches
 
+    def parameters(self) -> Iterator[nn.Parameter]:
+        return self.module.network.parameters()  # type: ignore[no-any-return]
+
     def reduce(self, tensor: Tensor) -> Tensor:
         return tensor
 
@@ -197,7 +200,8 @@ class Run:
                 return self.module.compute(self.teacher(snapshot), batch)
 
         return SimpleNamespace(
-            stage="fit", task=self.task, step=self.step, task_step=self.task_step, batch=batch, lr=BASE_LR,
+            stage="fit", task=self.task, step=self.step, task_step=self.task_step, task_steps=STEPS, batch=batch,
+            lr=BASE_LR,
             side={"reference": side}, outputs=self.module(batch), forward=self.module, teacher=teacher,
             gather=lambda tensor: tensor, reduce=self.reduce, log=self.logged.__setitem__,
         )  # fmt: skip

@@ -21,7 +21,7 @@ from mmcl.errors import ConfigError
 from mmcl.functional import breadcrumbs, magmax, model_stock, slerp, task_arithmetic, task_vector, ties, unrolled
 from mmcl.outputs import Batch, Forward, Outputs
 from mmcl.runner import Runner, RunOptions
-from mmcl.strategies import SLERP, TIES, EMAMerge, MagMax, ModelStock, TaskArithmetic
+from mmcl.strategies import SLERP, TIES, EMAMerge, MagMax, ModelStock, TaskArithmetic, WeightInterpolation
 from mmcl.strategy import DataPass, StepContext
 
 Weights = dict[str, Tensor]
@@ -170,6 +170,29 @@ def test_rows_of_classes_that_no_two_tasks_share_are_not_merged(merge: Any, shar
         assert torch.equal(last[name][:2], first[name][:2]), "the second task begins with what the first made of them"
         assert torch.equal(measured[name], last[name])
     assert any(not torch.equal(measured[name], value) for name, value in last.items()), "nothing was merged"
+
+
+@pytest.mark.parametrize("merge", [False, True])
+def test_an_interpolation_with_pretrained_weights_leaves_a_new_head_alone(
+    merge: bool, shards: Path, tmp_path: Path
+) -> None:
+    watch = Watch()
+    cases.run("classes", shards / "classes", tmp_path / "run", [WeightInterpolation(0.5, merge=merge), watch])
+    measured, (first, last) = watch.measured[2], watch.ends
+    assert torch.equal(measured["head.weight"][:2], first["head.weight"][:2])
+    assert torch.equal(measured["head.weight"], last["head.weight"])
+    assert any(not torch.equal(watch.measured[1][name], value) for name, value in first.items()) or merge
+
+
+def test_rows_that_other_tasks_train_too_are_no_tasks_own(shards: Path) -> None:
+    module = tiny_classes.module("masked", "test_resnet", train_classes="seen")
+    (shards / "seen").mkdir()
+    stream = tiny_classes.stream(shards / "seen")
+    module.check(stream)
+    assert [list(module.columns(task)) for task in stream.tasks] == [[], []]
+    module = tiny_classes.module("masked", "test_resnet")
+    module.check(stream)
+    assert [list(module.columns(task)) for task in stream.tasks] == [[0, 1], [2, 3]]
 
 
 def test_rows_of_classes_that_come_again_are_merged(shards: Path, tmp_path: Path) -> None:

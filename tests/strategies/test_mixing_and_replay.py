@@ -15,10 +15,10 @@ import tiny_text
 import torch
 from torch import Tensor
 
-from mmcl import Source, Strategy, Stream
+from mmcl import Source, Strategy, Stream, weights
 from mmcl.errors import ConfigError, RunError
 from mmcl.functional import velocity_weights
-from mmcl.strategies import MER, Velocitune
+from mmcl.strategies import MER, LoRA, Velocitune, WeightEnsemble
 from mmcl.strategy import StepContext
 
 TARGETS = {"weather": 1.0, "plain": 2.0}
@@ -94,6 +94,7 @@ def test_what_the_stream_lacks_is_refused(tmp_path: Path) -> None:
         ),
         ({"sources": {"plain": "numbers"}}, "'weather' needs a source"),
         ({"targets": {"weather": 1.0, "plane": 1.0}, "sources": {"weather": "weather"}}, "no evaluation set 'plane'"),
+        ({"scores": "loss"}, "set 'weather' is measured by 'perplexity', and scores 'loss' are those of 'objective'"),
     ):
         with pytest.raises(ConfigError, match=words):
             velocitune(**changes).setup(stream)
@@ -135,7 +136,25 @@ def test_mer_goes_a_part_of_the_way(data: Any) -> None:
             plain.load(anchor)
         for name, value in plain.weights().items():
             torch.testing.assert_close(run.weights()[name], value, rtol=1e-9, atol=1e-12)
-    assert "logit_scale" not in run.strategies[0].anchor  # it does not train here
+    trained = [p for p in run.module.network.parameters() if p.requires_grad]
+    assert len(run.strategies[0].anchor) == len(trained) < len(list(run.module.network.parameters()))
+
+
+def test_mer_holds_adapters_too(tmp_path: Path) -> None:
+    """At rate 0 all that trains goes back after every window."""
+    (tmp_path / "shards").mkdir()
+    stream = cases.found()["clip"][1](tmp_path / "shards")
+    runner = cases.runner("clip", stream, tmp_path / "run", [LoRA(2), MER(2, 0.0)])
+    initial = weights.read(runner.module.network, copy=True)
+    runner.fit()
+    for name, value in weights.read(runner.module.network).items():
+        assert torch.equal(value, initial[name]), name
+
+
+def test_an_interval_longer_than_a_task_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    cases.run("clip", tmp_path / "shards", tmp_path / "run", [MER(), WeightEnsemble()])
+    assert "MER: task 'dots' has 6 steps, fewer than the interval of 100: it does nothing there" in caplog.text
+    assert "WeightEnsemble: task 'dots' has 6 steps and its weights are averaged every 100" in caplog.text
 
 
 def test_mer_without_a_part_to_leave_out_does_nothing(data: Any, toolbox: SimpleNamespace) -> None:

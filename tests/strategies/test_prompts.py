@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from mmcl import trainer as lightning
 from mmcl.datamodules import StreamDataModule
 from mmcl.engine import Context
 from mmcl.errors import ConfigError
+from mmcl.report import build_report
 from mmcl.runner import Runner, RunOptions
 from mmcl.strategies import (
     L2P,
@@ -58,6 +60,13 @@ def test_dual_prompt_trains_one_slot_after_the_other(make: Maker) -> None:
     assert logged[-1]["dual_prompt/selected/0"] + logged[-1]["dual_prompt/selected/1"] == pytest.approx(1)
     counts = runner.composition.strategies[0].selected
     assert {name: int(found.sum()) for name, found in counts.items()} == {"task-0": 48, "task-1": 48}
+    results = json.loads((runner.folder.path / "results.json").read_text())
+    for entry in results["tasks"]:
+        wanted = (counts[entry["name"]] / 48).tolist()
+        assert list(entry["shares"]["dual_prompt"].values()) == pytest.approx(wanted)
+    page = build_report([runner.folder.path], runner.folder.path).read_text()
+    assert "<h2>Shares</h2>" in page and ">dual_prompt</th>" in page
+    assert f"1, task-0: {100 * float(counts['task-0'][1]) / 48:.2f} %" in page
 
 
 def test_coda_prompt_trains_its_new_components_alone(make: Maker) -> None:

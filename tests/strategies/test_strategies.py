@@ -11,14 +11,16 @@ from typing import Any
 
 import numpy as np
 import pytest
+import settings
 import torch
 
 import mmcl.strategies
 from mmcl import plugins, weights
-from mmcl.compose import check
+from mmcl.compose import check, expand
 from mmcl.errors import ConfigError, RunError
 from mmcl.outputs import Outputs
 from mmcl.strategies import (
+    APER,
     ZSCL,
     Distillation,
     ExperienceReplay,
@@ -26,6 +28,7 @@ from mmcl.strategies import (
     LoRA,
     LwF,
     MomentumInterpolation,
+    SynapticIntelligence,
     WeightConsolidation,
     WeightEnsemble,
     WeightInterpolation,
@@ -82,7 +85,7 @@ def test_bad_arguments_are_refused(build: Any, message: str) -> None:
 
 
 def test_what_clashes_is_refused(toolbox: SimpleNamespace) -> None:
-    with pytest.raises(ConfigError, match="WeightEnsemble and MomentumInterpolation both claim 'eval_weights'"):
+    with pytest.raises(ConfigError, match="WeightEnsemble of ZSCL and MomentumInterpolation both claim 'eval_weights'"):
         toolbox.Run([ZSCL(), MomentumInterpolation()])
     with pytest.raises(ConfigError, match="no source 'refrence'; did you mean reference"):
         toolbox.Run([Distillation(reference="refrence")])
@@ -101,6 +104,27 @@ def test_presets_are_made_of_parts() -> None:
     (lwf,) = LwF().parts()
     assert isinstance(lwf, Distillation)
     assert lwf.snapshots == {"start"} and lwf.reference is None
+
+
+def test_messages_name_what_stands_in_the_list(toolbox: SimpleNamespace) -> None:
+    """No part is called by a class that the user cannot know; what is public is named with its preset."""
+    listed = plugins.listing("strategies")
+    for name, setting in settings.found().items():
+        for part in expand(setting.build()):
+            own, _, preset = part.title.partition(" of ")
+            assert own in listed and (not preset or preset in listed), f"{name}: a message would say '{part.title}'"
+    assert [s.title for s in expand([SynapticIntelligence()])] == ["SynapticIntelligence"] * 2
+    assert [s.title for s in expand([APER(LwF()), LwF()])] == [
+        *("Distillation of APER", "NearestMean of APER", "Distillation of LwF")
+    ]
+    module: Any = SimpleNamespace(network=toolbox.Towers(), is_head=lambda name: False, provides=frozenset())
+    for preset, title in (SynapticIntelligence(), "SynapticIntelligence"), (ZSCL(), "WeightConsolidation of ZSCL"):
+        with pytest.raises(ConfigError, match=f"^{title} works on weights .* and LoRA leaves none of "):
+            check(expand([preset, LoRA()]), module)
+    with pytest.raises(ConfigError, match=r"^SynapticIntelligence: weight is -1"):
+        SynapticIntelligence(-1.0)
+    with pytest.raises(ConfigError, match=r"^SynapticIntelligence does not support fsdp"):
+        check(expand([SynapticIntelligence()]), module, frozenset({"fsdp"}))
 
 
 def test_the_reference_is_a_side_source_of_its_name(toolbox: SimpleNamespace) -> None:
@@ -281,7 +305,9 @@ def test_consolidation_leaves_alone_what_came_later(data: Any) -> None:
     assert run.logged["weight_consolidation/penalty"] > 0
 
 
-def test_what_holds_weights_is_refused_where_none_trains(toolbox: SimpleNamespace) -> None:
+def test_what_holds_weights_is_refused_where_none_trains(
+    toolbox: SimpleNamespace, caplog: pytest.LogCaptureFixture
+) -> None:
     module: Any = SimpleNamespace(
         network=toolbox.Towers(), is_head=lambda name: False, provides=frozenset({"sites.linear", "logit_scale"})
     )
@@ -289,8 +315,10 @@ def test_what_holds_weights_is_refused_where_none_trains(toolbox: SimpleNamespac
         check([LoRA(), WeightConsolidation()], module)
     check([LoRA(), WeightConsolidation(0.0)], module)
     check([LoRA(also=["visual.weight"]), WeightConsolidation()], module)
+    assert not caplog.text
     module.is_head = lambda name: name.startswith("visual.")
     check([LoRA(), WeightConsolidation()], module)
+    assert "WeightConsolidation holds the head alone: LoRA freezes the rest of the network" in caplog.text
 
 
 def test_consolidation_logs_its_value(data: Any) -> None:

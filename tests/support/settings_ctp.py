@@ -7,7 +7,7 @@ from settings import Setting
 from mmcl.strategies import CTP, MomentumContrast, TopologyPreservation
 
 PAIRS = ("clip", "audio_text")
-REFUSED = {"classes": "MomentumContrast: ImageClassifierModule compares no pair of features"}
+REFUSED = {"classes": "ImageClassifierModule compares no pair of features"}
 
 SETTINGS = {
     "MomentumContrast": Setting(

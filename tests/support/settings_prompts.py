@@ -55,6 +55,7 @@ SETTINGS = {
         off=lambda: [LGCL(None, task_weight=0.0, class_weight=0.0)],
         refuses=REFUSES,
     ),
+    "LGCL/clip": Setting(lambda: [L2P(4, 2, 2, pull=PULL, pool="tower"), LGCL()], ("clip-classes",), changes=""),
     "SPrompts": Setting(lambda: [SPrompts(3, 2)], ("domains", "classes-growing"), changes="", refuses=REFUSES),
     "SPrompts/clip": Setting(lambda: [SPrompts(3, 2)], ("clip",), changes=""),
     "SPrompts/lora": Setting(lambda: [SPrompts(centers=2, tune="lora", rank=2)], ("domains", "clip"), changes=""),

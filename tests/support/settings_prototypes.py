@@ -12,7 +12,7 @@ REFUSED = {"clip": NO_NAMES, "causal_lm": "needs 'features.image', which CausalL
 SETTINGS = {
     "NearestMean": Setting(lambda: [NearestMean()], ("classes", "clip-classes"), changes="", refuses=REFUSED),
     "NearestMean/trained": Setting(lambda: [NearestMean(trains="all")], ("classes", "domains", "clip-classes")),
-    "SimpleCIL": Setting(lambda: [SimpleCIL()], changes=""),
+    "SimpleCIL": Setting(lambda: [SimpleCIL()], ("classes", "clip-classes"), changes=""),
     "APER": Setting(lambda: [APER()], ("classes-growing", "clip-classes"), refuses={"clip": NO_NAMES}),
     "RanPAC": Setting(lambda: [RanPAC(32)], ("classes", "domains"), changes="", refuses=REFUSED),
     "RanPAC/first": Setting(lambda: [RanPAC(32, ridge=1.0, trains="first")], ("classes-growing", "clip-classes")),

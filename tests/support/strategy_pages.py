@@ -8,23 +8,30 @@ from __future__ import annotations
 import argparse
 import itertools
 import logging
+import re
 import sys
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 import cases
 import settings
-from strategy_runs import SHORT, Runs, parts
+from strategy_runs import SHORT, WHOLE, Runs, joined, leaves
 
 from mmcl import Strategy, plugins
 from mmcl.errors import ConfigError
-from mmcl.strategy import CLAIMS
+from mmcl.metrics.probes import build
+from mmcl.strategy import CLAIMS, overrides
 
 DOCS = Path(__file__).resolve().parents[2] / "docs" / "strategies"
-TRAINED, STARTS, REFUSED = "✓", "○", "–"
+TRAINED, STARTS, REFUSED, OPEN = "✓", "○", "–", "?"
+MARKS = {STARTS: "", REFUSED: "Refused, as the error says it", OPEN: "Open; the error in the tests says"}
+"""What a start-up can tell, with the words above the errors."""
+NAMES_STREAM = re.compile(r"\b(stream|task|evaluation set) '")
 
 
 def rows() -> dict[str, settings.Setting]:
@@ -72,9 +79,32 @@ def claims() -> str:
     """Each resource that more than one strategy may want, and who claims it."""
     lines = []
     for claim in sorted(CLAIMS):
-        owners = [name for name, setting in rows().items() if any(claim in s.claims for s in parts(setting))]
+        owners = [name for name, setting in rows().items() if claim in claimed(name, setting)]
         lines.append([f"`{claim}`", _list(owners) or "nobody"])
     return table(["resource", "claimed by"], lines)
+
+
+def claimed(name: str, setting: settings.Setting) -> set[str]:
+    """What a strategy claims itself, whatever stands beside it in the tests."""
+    return {claim for strategy in declared_by(name, setting) for claim in strategy.claims}
+
+
+def untried() -> str:
+    """Pairs that claim different things and that `tests/strategies/test_pairs.py` does not train."""
+    partners: dict[str, list[str]] = {}
+    claims = {name: claimed(name, setting) for name, setting in rows().items()}
+    for (one, first), (other, second) in itertools.combinations(rows().items(), 2):
+        if not claims[one] & claims[other] and (common(first, second) is None or clash(first, second)):
+            partners.setdefault(one, []).append(other)
+            partners.setdefault(other, []).append(one)
+    found = []
+    while partners:  # the one with most partners names them all, so that few lines do
+        one = max(sorted(partners), key=lambda name: len(partners[name]))
+        found.append(f"- `{one}` with {_list(partners[one])}")
+        for other in partners.pop(one):
+            partners[other].remove(one)
+        partners = {name: others for name, others in partners.items() if others}
+    return "\n".join(found)
 
 
 def _union(sets: Iterable[Iterable[str]]) -> str:
@@ -88,26 +118,90 @@ def _list(words: Iterable[str]) -> str:
 # -- from start-ups ----------------------------------------------------------------------------------------------------
 
 
+@cache
+def families() -> dict[str, list[str]]:
+    """Kind of module -> its cases."""
+    found: dict[str, list[str]] = {}
+    for case, (module, _) in cases.found().items():
+        found.setdefault(type(module()).__name__.removesuffix("Module"), []).append(case)
+    return dict(sorted(found.items()))
+
+
+def tested(name: str) -> dict[str, settings.Setting]:
+    """All rows of a strategy, the first one first."""
+    return {row: setting for row, setting in settings.found().items() if row.partition("/")[0] == name}
+
+
+def trained(name: str, members: Iterable[str]) -> bool:
+    """Whether some row of a strategy trains on one of these cases."""
+    return any(case in setting.cases for setting in tested(name).values() for case in members)
+
+
 def kinds(runs: Runs) -> str:
     """Which modules each strategy serves, and why it refuses the others."""
-    groups: dict[str, list[str]] = {}
-    for case, (module, _) in cases.found().items():
-        groups.setdefault(type(module()).__name__.removesuffix("Module"), []).append(case)
-    lines, reasons = [], []
-    for name, setting in rows().items():
+    lines = []
+    reasons: dict[str, list[str]] = {mark: [] for mark in MARKS}
+    for name in rows():
         cells = [f"`{name}`"]
-        for group, members in sorted(groups.items()):
-            found = {case: refusal(runs, case, [name]) for case in members if case not in setting.cases}
-            if len(found) < len(members):
+        for kind, members in families().items():
+            if trained(name, members):
                 cells.append(TRAINED)
-            elif None in found.values():
-                cells.append(STARTS)
-            else:
-                cells.append(REFUSED)
-                reasons.append(f"- `{name}`, {group}: {next(iter(found.values()))}")
+                continue
+            mark, reason = verdict(runs, tested(name), f"{kind}Module", members)
+            cells.append(mark)
+            reasons[mark].append(f"- `{name}`, {kind}: {reason}")
         lines.append(cells)
-    shown = table(["strategy", *sorted(groups)], lines)
-    return "\n".join([shown, "", "Refused, as the error says it:", "", *reasons]) if reasons else shown
+    blocks = [table(["strategy", *families()], lines)]
+    for mark, words in MARKS.items():
+        if words and reasons[mark]:
+            blocks += [f"{words}:", "\n".join(reasons[mark])]
+    return "\n\n".join(blocks)
+
+
+def verdict(runs: Runs, rows: Mapping[str, settings.Setting], kind: str, members: Sequence[str]) -> tuple[str, str]:
+    """How the start-ups of a strategy's rows on a kind of module end, with the reason where all are refused.
+
+    An error that names the module's class is about the module. Any other one may be about the tests' stream, network or
+    arguments. Where it names the stream, those on which the strategy trains elsewhere are tried: what can start on one
+    is served, and a strategy that reads scores is refused by what can measure none of them.
+    """
+    found = {}
+    for row, case in itertools.product(rows, members):
+        reason = refusal(runs, case, [row])
+        if reason is None:
+            return STARTS, ""
+        found[row, case] = reason
+    doubtful = {start: reason for start, reason in found.items() if kind not in reason}
+    if not doubtful:
+        return REFUSED, next(iter(found.values()))
+    of_stream = [start for start, reason in doubtful.items() if NAMES_STREAM.search(reason)]
+    elsewhere = [(row, case, other) for row, case in of_stream for other in rows[row].cases]
+    if any(refusal(runs, case, [row], other) is None for row, case, other in elsewhere):
+        return STARTS, ""
+    if len(of_stream) == len(doubtful) and all(reads_scores(setting) for setting in rows.values()):
+        unmeasured = [probeless(runs, case, other) for _, case, other in elsewhere]
+        if all(unmeasured):
+            return REFUSED, str(unmeasured[0])
+    return OPEN, next(iter(doubtful.values()))
+
+
+def reads_scores(setting: settings.Setting) -> bool:
+    """Whether a part of a row takes what evaluations measure."""
+    return any(overrides(part, "on_scores") for part in leaves(setting.build()))
+
+
+def probeless(runs: Runs, case: str, other: str) -> str | None:
+    """What is said where a module measures nothing of another case's stream; None where it measures a set."""
+    module = cases.found()[case][0]()
+    errors = []
+    for evalset in runs.stream(other, WHOLE).evals:
+        try:
+            build(evalset, module)
+        except ConfigError as error:
+            errors.append(str(error))
+        else:
+            return None
+    return errors[0]
 
 
 def pairs(runs: Runs) -> str:
@@ -129,15 +223,15 @@ def common(first: settings.Setting, second: settings.Setting) -> str | None:
 
 
 def clash(first: settings.Setting, second: settings.Setting) -> set[str]:
-    """Resources that both claim."""
-    one, other = ({claim for s in parts(setting) for claim in s.claims} for setting in (first, second))
-    return one & other
+    """Resources that are claimed twice where two rows are joined."""
+    counts = Counter(claim for s in leaves(joined(first.build, second.build)) for claim in s.claims)
+    return {claim for claim, count in counts.items() if count > 1}
 
 
-def refusal(runs: Runs, case: str, names: Sequence[str]) -> str | None:
-    """What the start-up of strategies together on a kind of module says against it."""
-    built = [runs.table[name].build for name in names]
-    runner = runs.runner((names[0], case, SHORT, "start"), lambda: [s for build in built for s in build()])
+def refusal(runs: Runs, case: str, names: Sequence[str], of: str = "") -> str | None:
+    """What the start-up of strategies together on a kind of module, or with another one's stream, says against it."""
+    builds = [runs.table[name].build for name in names]
+    runner = runs.runner((names[0], case, SHORT, "start"), lambda: joined(*builds), of)
     try:
         runner.check()
         runner.build()
@@ -175,6 +269,7 @@ def main() -> None:
     given = parser.parse_args()
     write("index.md", "strategies", declarations())
     write("compatibility.md", "claims", claims())
+    write("compatibility.md", "untried", untried())
     if given.declarations:
         return
     logging.disable(logging.WARNING)

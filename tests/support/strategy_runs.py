@@ -144,14 +144,16 @@ class Runs:
             )
         return self._done[key]
 
-    def runner(self, key: tuple[str, str, int, str], build: Build | None = None, **options: Any) -> Observed:
-        """What makes such a run, or goes on with it."""
+    def runner(
+        self, key: tuple[str, str, int, str], build: Build | None = None, of: str = "", **options: Any
+    ) -> Observed:
+        """What makes such a run, or goes on with it; `of` is the case whose stream it is, where it is another one."""
         name, case, steps, _ = key
         build = build or (self.table[name].build if name else tuple)
         folder = self.folder / "-".join(str(part) for part in key if part != "").replace("/", "+")
         strategies = build()
         scored = any(overrides(part, "on_scores") for part in leaves(strategies))
-        stream = self.stream(case, steps, scored)
+        stream = self.stream(of or case, steps, scored)
         made: Observed = cases.runner(case, stream, folder, strategies, kind=Observed, **options)
         return made
 
@@ -240,6 +242,14 @@ def leaves(strategies: Sequence[Strategy]) -> list[Strategy]:
         inner = strategy.parts()
         found += [strategy] if list(inner) == [strategy] else leaves(inner)
     return found
+
+
+def joined(*builds: Build) -> list[Strategy]:
+    """The strategies of several rows, one of each class: what two of them cannot do without stands there once."""
+    found: dict[type, Strategy] = {}
+    for strategy in (strategy for build in builds for strategy in build()):
+        found.setdefault(type(strategy), strategy)
+    return list(found.values())
 
 
 def covering(table: Mapping[str, settings.Setting]) -> list[str]:
