@@ -29,7 +29,7 @@ Transform = Callable[[dict[str, Any], bool], dict[str, Any]]
 Collate = Callable[[Sequence[dict[str, Any]]], dict[str, Any]]
 """The module's: rows -> batch."""
 
-Purpose = Literal["train", "pass", "eval"]
+Purpose = Literal["train", "pass", "read", "eval"]
 
 BAD = "__bad__"
 """Batch key: for each replaced draw the samples that failed. The loader takes it out and counts."""
@@ -100,8 +100,8 @@ class BatchDataset(Dataset[dict[str, Any]]):
             for augmented samples alone.
         domain: the task's position in the stream; -1 outside of tasks.
         domains: name of a task -> its position, for sources that say whose data they are.
-        purpose: ``train`` replaces a bad sample by the next one; ``pass`` does too and marks it as not valid; ``eval``
-            stops at it. ``eval`` keeps all captions of a sample; the others choose one.
+        purpose: ``train`` replaces a bad sample by the next one; ``pass`` and ``read`` do too and mark it as not valid;
+            ``eval`` stops at it. ``read`` and ``eval`` keep all captions of a sample; the others choose one.
         augment: whether sources that may be augmented are.
     """
 
@@ -120,7 +120,7 @@ class BatchDataset(Dataset[dict[str, Any]]):
         self._transform, self._collate = transform, collate
         self._as_pixels = bool(getattr(transform, "takes_pixels", False))
         self._draws_always = not all(getattr(part, "draws_to_augment", False) for part in (transform, collate))
-        self._domain, self._domains, self._purpose, self._augment = domain, domains, purpose, augment
+        self._domain, self._domains, self.purpose, self._augment = domain, domains, purpose, augment
         mixed = [pool for i, pool in enumerate(self._pools) if i not in self._sides]
         self._labelled = any(pool.has_labels for pool in mixed)
 
@@ -145,7 +145,7 @@ class BatchDataset(Dataset[dict[str, Any]]):
             sample, replaced = self._sample(draw, labelled, bad)
             memory.put(row, sample)
             samples.append(sample)
-            valid.append(draw.valid and not (replaced and self._purpose == "pass"))
+            valid.append(draw.valid and not (replaced and self.purpose != "train"))
         return {**self._collate(samples), "valid": torch.tensor(valid)}
 
     def _sample(self, draw: Draw, labelled: bool, bad: list[list[str]]) -> tuple[dict[str, Any], bool]:
@@ -157,7 +157,7 @@ class BatchDataset(Dataset[dict[str, Any]]):
             try:
                 sample = self._load(draw, index, labelled)
             except BadSample as error:
-                if self._purpose == "eval":
+                if self.purpose == "eval":
                     raise RunError(f"{error}; an evaluation cannot leave samples out: mend it") from error
                 failed.append(str(error))
             else:
@@ -180,7 +180,7 @@ class BatchDataset(Dataset[dict[str, Any]]):
             sample.setdefault("labels", NO_LABEL)
         else:
             sample.pop("labels", None)
-        if self._purpose != "eval" and isinstance(sample.get("text"), list):
+        if self.purpose in ("train", "pass") and isinstance(sample.get("text"), list):
             sample["text"] = sample["text"][mix(mix(pool.seed, draw.epoch, index), 1) % len(sample["text"])]
         known = {"__key__": sample["__key__"], "__index__": index, "domain": domain}
         sample.update(known)
@@ -192,7 +192,7 @@ class BatchDataset(Dataset[dict[str, Any]]):
         except SampleError as error:
             raise BadSample(f"{reader.where(place)}: {error}") from error
         skip = row.pop(SKIP, None)
-        if skip is not None and self._purpose != "eval":
+        if skip is not None and self.purpose != "eval":
             raise BadSample(f"{reader.where(place)}: {skip}")
         return {**row, **known}
 

@@ -77,6 +77,8 @@ class StreamLoader(DataLoader[dict[str, Any]]):
             generator=torch.Generator().manual_seed(0),
         )
         self._note, self._bad, self._draws = note, bad, draws
+        # What a strategy reads, such as a small memory, training draws from as well and is held to its part there.
+        self._bounded = dataset.purpose != "read" or not bad.max_bad
 
     def __iter__(self) -> Iterator[dict[str, Any]]:  # type: ignore[override]
         before = self._bad.count
@@ -85,7 +87,7 @@ class StreamLoader(DataLoader[dict[str, Any]]):
                 raise RunError(batch[ERROR])
             self._note(batch)
             replaced = self._bad.count - before
-            if replaced > self._bad.max_bad * self._draws:
+            if self._bounded and replaced > self._bad.max_bad * self._draws:
                 raise RunError(
                     f"{replaced} of {self._draws} draws could not be decoded, more than max_bad = "
                     f"{self._bad.max_bad:g} allows; the last one: {next(reversed(self._bad.names))}"

@@ -283,7 +283,9 @@ class StreamDataModule(LightningDataModule):
         draws = steps * (self.batch_size + sum(plan.side.values())) // self._cut.world_size
         return self._loader(pools, sides, self.stream.position(task), "train", True, batches, draws)
 
-    def eval_loader(self, source: Source, *, limit: int | None = None, seed: int = 0) -> StreamLoader:
+    def eval_loader(
+        self, source: Source, *, limit: int | None = None, seed: int = 0, strict: bool = True
+    ) -> StreamLoader:
         """Every sample exactly once over all ranks, in fixed order, without augmentation.
 
         All ranks get equally many batches of equal size; rows that fill the last ones up have ``valid`` False.
@@ -292,10 +294,11 @@ class StreamDataModule(LightningDataModule):
             source: the data.
             limit: take a fixed choice of so many samples, a function of `seed` and the source's name.
             seed: of that choice.
+            strict: stop at a sample that cannot be decoded; else replace it, with ``valid`` False.
         """
         readers = [self._readers.indexed(part, "a pass") for part in source.all]
         pool = Pool(source.name, readers, derive(seed, "eval", source.name))
-        return self._pass([pool], limit, self.eval_batch_size, "eval", -1, False)
+        return self._pass([pool], limit, self.eval_batch_size, "eval" if strict else "read", -1, False)
 
     def pass_loader(
         self, task: Task, *, augment: bool = False, batch_size: int | None = None, limit: int | None = None
@@ -329,7 +332,8 @@ class StreamDataModule(LightningDataModule):
         order = Order([len(pools[0])], derive(pools[0].seed, "choice"), 1)
         samples = choose(len(pools[0]), limit, order)
         batches = PassBatches(samples, rows, self._cut.rank, self._cut.world_size)
-        return self._loader(pools, {}, domain, purpose, augment, batches, len(batches) * rows)
+        draws = max(len(batches) * rows, len(pools[0]) // self._cut.world_size)  # a choice is held to the whole's part
+        return self._loader(pools, {}, domain, purpose, augment, batches, draws)
 
     def _loader(
         self,

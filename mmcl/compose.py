@@ -56,10 +56,12 @@ def check(strategies: Sequence[Strategy], module: ModuleContract, facts: frozens
         facts: properties of the run that a strategy may not support (``fsdp``, ``compile``, ``accumulation``).
 
     Raises:
-        ConfigError: two strategies claim one resource, a need that the module lacks, an unsupported property, or a
-            strategy that holds weights beside one that freezes all of them.
+        ConfigError: two strategies claim one resource, a need that the module lacks, an unsupported property, a
+            strategy that holds weights beside one that freezes all of them, or one that keeps features of tasks in
+            which nothing trains beside one that brings something new for each task.
     """
     _check_weights_train(strategies, module)
+    _check_features_stay(strategies)
     owners: dict[str, Strategy] = {}
     for strategy in strategies:
         title = strategy.title
@@ -103,6 +105,18 @@ def _check_weights_train(strategies: Sequence[Strategy], module: ModuleContract)
         )
     logger.warning(
         "%s holds the head alone: %s freezes the rest of the network, and what it adds is not held", one, other
+    )
+
+
+def _check_features_stay(strategies: Sequence[Strategy]) -> None:
+    """Refuse what keeps measures of features beside what changes these at each task, trained or not."""
+    settled, changing = (next((s for s in strategies if getattr(s, what)), None) for what in ("settles", "by_task"))
+    if settled is None or changing is None:
+        return
+    one, other = settled.title, changing.title
+    raise ConfigError(
+        f"{one} keeps what it measures of each task's features, and {other} brings something new for each task that "
+        "changes them although nothing trains; leave one of them out, or let the network train in all tasks"
     )
 
 

@@ -337,6 +337,12 @@ class Engine(pl.LightningModule):
         found: torch.device = next(self.module.network.parameters()).device
         return found
 
+    # -- between steps -----------------------------------------------------------------------------------------------
+
+    def wrapped(self, batch: Batch) -> Outputs:
+        """`mmcl.strategy.Strategy.wrapped`."""
+        return Context(self, "fit", batch).forward(batch)
+
     # -- evaluation --------------------------------------------------------------------------------------------------
 
     @contextmanager

@@ -106,7 +106,7 @@ def by_row(answers: Mapping[int, Outputs], chosen: Tensor) -> Outputs:
         chosen: (B,) the number of the answer that a row takes.
 
     Returns:
-        What is of rows, row by row from its own answer; anything else (a scale) is the first answer's.
+        What is of rows, row by row from its own answer, `rescore` too; anything else (a scale) is the first answer's.
     """
 
     def pick(values: dict[int, Any]) -> Any:
@@ -122,8 +122,14 @@ def by_row(answers: Mapping[int, Outputs], chosen: Tensor) -> Outputs:
             mixed[chosen == number] = rows[chosen == number]
         return mixed
 
-    names = vars(next(iter(answers.values())))
-    return Outputs(**{name: pick({n: vars(a)[name] for n, a in answers.items()}) for name in names})
+    def rescore(logits: Tensor, names: Sequence[str]) -> Tensor:
+        found: Tensor = pick({n: a.rescore(logits, names) if a.rescore else logits for n, a in answers.items()})
+        return found
+
+    fields = vars(next(iter(answers.values())))
+    mixed = Outputs(**{name: pick({n: vars(a)[name] for n, a in answers.items()}) for name in fields})
+    mixed.rescore = rescore if any(a.rescore for a in answers.values()) else None
+    return mixed
 
 
 class Answers(Protocol):

@@ -51,6 +51,7 @@ class RunReach:
         self._answers: dict[tuple[str, int, str], tuple[Any, Tensor]] = {}
         self.evaluating: Callable[[], AbstractContextManager[Forward]]
         self.parameters: Callable[[], Iterator[nn.Parameter]]
+        self.wrapped: Forward
 
     @property
     def device(self) -> torch.device:
@@ -81,8 +82,11 @@ class RunReach:
         return list(dict.fromkeys(self.data.captions(source)))
 
     def samples(self, source: Source) -> Iterator[Batch]:
-        """A source in fixed order without augmentation, every sample once over all ranks, on the device."""
-        for batch in self.data.eval_loader(source):
+        """A training source in fixed order without augmentation, every sample once over all ranks, on the device.
+
+        A sample that cannot be decoded is replaced, with ``valid`` False.
+        """
+        for batch in self.data.eval_loader(source, strict=False):
             yield self.convert(move(batch, self.device))
 
     def task_samples(self, task: Task) -> TaskSamples:
@@ -157,7 +161,8 @@ class RunReach:
             rows.append(found[batch["valid"]])
             places.append(batch["__index__"][batch["valid"]])
         answers, index = distributed.gather(torch.cat(rows)), distributed.gather(torch.cat(places))
-        table = answers.new_zeros((len(index), answers.shape[1]))
+        # Training does not draw what cannot be decoded here; if it did, the loss would tell.
+        table = answers.new_full((int(index.max()) + 1, answers.shape[1]), torch.nan)
         table[index] = answers
         return table
 

@@ -32,6 +32,12 @@ class Kept(NamedTuple):
 Group = tuple[str, int | None]
 
 
+def some(samples: TaskSamples, places: Sequence[int]) -> TaskSamples:
+    """Those of a task's samples that stand at these places."""
+    labels = None if samples.labels is None else [samples.labels[i] for i in places]
+    return TaskSamples([samples.sources[i] for i in places], [samples.keys[i] for i in places], labels)
+
+
 @dataclass
 class ReplayBuffer:
     """Keeps `size` samples of the tasks so far.
@@ -78,7 +84,7 @@ class ReplayBuffer:
         Args:
             task: its name.
             samples: what it holds.
-            features: (N, D) of all of them, in the same order, for ``herding`` and ``k_means``.
+            features: (N, D) of all of them, in the same order, for ``herding`` and ``k_means``; see `some`.
 
         Raises:
             ConfigError: ``class_balanced`` without labels.

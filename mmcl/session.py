@@ -96,6 +96,7 @@ class Session:
         self.scaler_state: dict[str, Any] | None = None
         self.reach.evaluating = self._evaluating
         self.reach.parameters = self.engine.parameters
+        self.reach.wrapped = self.engine.wrapped
         self.engine.find_teacher = self.reach.teacher
         self.engine.convert = self.reach.convert = trainer.precision_plugin.convert_input
         self.engine.wants_stop = lambda: self.flag.signum != 0

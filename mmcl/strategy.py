@@ -89,6 +89,7 @@ class Reach(Protocol):
     def samples(self, source: Source) -> Iterator[Batch]: ...
     def task_samples(self, task: Task) -> TaskSamples: ...
     def evaluating(self) -> AbstractContextManager[Forward]: ...
+    def wrapped(self, batch: Batch) -> Outputs: ...
     def parameters(self) -> Iterator[nn.Parameter]: ...
     def reduce(self, tensor: Tensor) -> Tensor: ...
     def generator(self, task: Task, name: str) -> torch.Generator: ...
@@ -126,6 +127,10 @@ class Strategy(Recorded, nn.Module):
     reads: frozenset[str] = frozenset()
     """What it goes through outside of training steps, which takes an index: ``samples`` of every task, their
     ``labels``, the ``sources`` that it asks for."""
+    by_task: bool = False
+    """Whether forwards go through a part of its own for each task, trained or not; refused beside what `settles`."""
+    settles: bool = False
+    """Whether it keeps what it measured of features in a task, and wants none of them to change once nothing trains."""
     unsupported: frozenset[str] = frozenset()
     """What it cannot do: ``fsdp``, ``accumulation``."""
     listed: str = ""
@@ -242,6 +247,10 @@ class Strategy(Recorded, nn.Module):
     def evaluating(self) -> AbstractContextManager[Forward]:
         """What evaluation sees, for a while: evaluation weights and all wraps, no gradients; batches give outputs."""
         return self.reach.evaluating()
+
+    def wrapped(self, batch: Batch) -> Outputs:
+        """What a step in training sees, between tasks: live weights and all wraps; gradients, where they are on."""
+        return self.reach.wrapped(batch)
 
     def stored(self, name: str) -> Mapping[str, Tensor]:
         """A declared snapshot that stays on the disk: a tensor is read whenever it is asked for, onto the CPU."""

@@ -89,7 +89,7 @@ class FeatureClassifier(ClassFeatures):
         if trains not in TRAINS:
             raise ConfigError(f"{type(self).__name__}: trains '{trains}' is unknown; {near(trains, TRAINS)}")
         self.trains, self.with_initial = trains, with_initial
-        self.idle = trains == "nothing"
+        self.idle, self.settles = trains == "nothing", trains != "all"
         if with_initial:
             self.snapshots = frozenset({"initial"})
             self.represented = f"{feature}+initial"

@@ -75,7 +75,8 @@ class DomainAdapters(Adapters):
         self._require(clusters >= 1, f"clusters is {clusters}; it must be 1 or more")
         self.add_state("centres", {}, dtype=None)
         self.add_state("heads", {}, dtype=None)
-        if self.tasks == "separate":
+        self.by_task = self.tasks == "separate"
+        if self.by_task:
             self._require(not self._also, "`also` would move what domains share; it does not go with 'separate'")
             self.needs = self.needs | {"features"}
             self.reads = frozenset({"samples"})

@@ -19,6 +19,10 @@ class APER(Strategy):
             nothing. None tunes what the module's `trainable` says.
         feature: name among the module's features.
 
+    Raises:
+        ConfigError: the run's start-up refuses an adapter that brings something new for each task, which would change
+            f(x) after the first one.
+
     Differences from the published code: the backbone's rate, schedule and batches are the module's and the task's; the
     classifier that trains the first task is the module's own head. A class that comes again is the mean over all its
     samples.

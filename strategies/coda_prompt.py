@@ -41,6 +41,7 @@ class CODAPrompt(PromptStrategy):
     """
 
     claims = frozenset({"prefix"})
+    by_task = True
 
     def __init__(
         self,

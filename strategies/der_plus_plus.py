@@ -13,7 +13,7 @@ from mmcl import distributed
 from mmcl.errors import ConfigError, RunError, near
 from mmcl.functional.representations import dark_experience_loss
 from mmcl.outputs import Batch, Outputs, valid_places
-from mmcl.replay import Rule
+from mmcl.replay import Rule, some
 from mmcl.strategies._memories import _Memories
 from mmcl.strategy import DataPass, StepContext
 from mmcl.stream import Source, Task
@@ -41,10 +41,10 @@ class DERPlusPlus(_Memories):
         ConfigError: an argument is out of range, the memory has less than a sample for each task, the objective reads
             labels as those of the task at hand, or the module does not offer `on`.
 
-    Differences from the published code: a sample enters the memory when its task ends, with the answer of the model of
-    that moment to the sample as evaluation sees it; there it enters along the way, with the answer to an augmented
-    view. A head that has grown since is compared in the columns of the time. The memory holds keys and answers; samples
-    are read and augmented anew.
+    Differences from the published code: a sample enters the memory when its task ends, with the answer of the model in
+    training at that moment to the sample without augmentation; there it enters along the way, with the answer to an
+    augmented view. A head that has grown since is compared in the columns of the time. The memory holds keys and
+    answers; samples are read and augmented anew. Those that cannot be decoded leave it.
     """
 
     remembered: dict[str, list[Row]]
@@ -78,7 +78,9 @@ class DERPlusPlus(_Memories):
         super().on_task_end(task, data)
         if self.alpha:
             (source,) = self.side(f"{self.name}/answers", [task])
-            self.remembered = {**self.remembered, task.name: self._answers(source)}
+            answers = self._answers(source)
+            self._leave_out(task, set(answers))
+            self.remembered = {**self.remembered, task.name: list(answers.values())}
 
     def losses(self, context: StepContext) -> Mapping[str, Tensor]:
         terms = {}
@@ -123,14 +125,14 @@ class DERPlusPlus(_Memories):
         return found
 
     @torch.no_grad()
-    def _answers(self, source: Source) -> list[Row]:
-        """One row for each sample of a memory, in the order of its source, without padding."""
+    def _answers(self, source: Source) -> dict[int, Row]:
+        """Place in the memory's source -> row without padding, ascending; none of a sample that cannot be decoded."""
         rows: list[Row] = []
         places: list[Tensor] = []
         for batch in self.reach.samples(source):
-            # What fills the last batches up are samples, too: the same ones again.
+            # What fills a batch up, or stands in for another, is a sample of the memory, too, read twice.
             prepared = self.module.objective.prepare({**batch, "valid": torch.ones_like(batch["valid"])})
-            outputs = self.module(prepared)
+            outputs = self.wrapped(prepared)
             found = self._found(outputs, prepared)
             if "text_rows" in batch and self.module.pair is not None:  # no caption is the sample's only one
                 found = {name: value for name, value in found.items() if name == self.module.pair[0]}
@@ -142,6 +144,15 @@ class DERPlusPlus(_Memories):
             places.append(batch["__index__"])
         return _gathered(rows, torch.cat(places))
 
+    def _leave_out(self, task: Task, found: set[int]) -> None:
+        """Forget the samples of a task's memory that cannot be decoded: each draw of one would count as a bad one."""
+        kept = self.memories.of[task.name].kept[task.name]
+        if len(found) == len(kept) or self.module.packing is not None:  # a block of documents can always be read
+            return
+        samples, chosen = self.reach.task_samples(task), {(sample.source, sample.key) for sample in kept}
+        places = [i for i, own in enumerate(zip(samples.sources, samples.keys, strict=True)) if own in chosen]
+        self.memories.add(task.name, some(samples, [places[place] for place in sorted(found)]))
+
 
 def _lengths(places: Tensor) -> list[int]:
     """Places up to the last valid one, of each row."""
@@ -149,17 +160,17 @@ def _lengths(places: Tensor) -> list[int]:
     return [int(end) for end in (count * places).amax(-1)] if places.dim() > 1 else []
 
 
-def _gathered(rows: list[Row], places: Tensor) -> list[Row]:
-    """The rows of all processes, in the order of their places; of several for one place any."""
+def _gathered(rows: list[Row], places: Tensor) -> dict[int, Row]:
+    """The rows of all processes by their places, ascending; of several for one place any."""
     order = {place: i for i, place in enumerate(distributed.gather(places).tolist())}
-    found: list[Row] = [{} for _ in order]
+    found: dict[int, Row] = {place: {} for place in sorted(order)}
     for name in rows[0]:
         values = [row[name] for row in rows]
         lengths = torch.tensor([len(value) for value in values], device=places.device)
         longest = distributed.agree(int(lengths.max()))
         padded = [torch.cat([v, v.new_zeros(longest - len(v), *v.shape[1:])]) for v in values]
         whole = list(zip(distributed.gather(torch.stack(padded)), distributed.gather(lengths).tolist(), strict=True))
-        for place in sorted(order):
+        for place in found:
             value, length = whole[order[place]]
             found[place][name] = value[:length].clone()
     return found

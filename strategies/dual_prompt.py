@@ -43,6 +43,7 @@ class DualPrompt(PromptStrategy):
     """
 
     claims = frozenset({"prefix"})
+    by_task = True
     offers = frozenset({KEYS})
 
     def __init__(

@@ -57,7 +57,7 @@ class EWC(_MeasuredPenalty):
             check_separable(self)
 
     def values(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        outputs = self.module(batch)
+        outputs = self.wrapped(batch)
         loss = torch.stack(list(self.module.loss(outputs, batch).values())).sum()
         counted: Tensor | None = self.module.objective.counted(outputs, batch)
         if counted is None:

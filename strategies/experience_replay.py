@@ -10,7 +10,7 @@ from torch import Tensor
 
 from mmcl import distributed
 from mmcl.errors import ConfigError
-from mmcl.replay import ReplayBuffer, Rule, unfilled
+from mmcl.replay import ReplayBuffer, Rule, some, unfilled
 from mmcl.strategy import Batches, DataPass, Strategy
 from mmcl.stream import Source, Stream, Task
 
@@ -56,20 +56,22 @@ class ExperienceReplay(Strategy):
         return unfilled(self.stream.tasks[: self.stream.position(task)], self.name, share=self.share)
 
     def on_task_end(self, task: Task, data: DataPass) -> None:
-        samples = self.reach.task_samples(task)
-        self.buffer.add(task.name, samples, self._features(data) if self.buffer.needs_features else None)
+        samples, features = self.reach.task_samples(task), None
+        if self.buffer.needs_features:
+            features, places = self._features(data)
+            samples = some(samples, places)  # the others cannot be decoded
+        self.buffer.add(task.name, samples, features)
 
     @torch.no_grad()
-    def _features(self, data: DataPass) -> Tensor:
+    def _features(self, data: DataPass) -> tuple[Tensor, list[int]]:
+        """(N, D) features, and the place of each row among the task's samples."""
         rows, places = [], []
         for batch in data():
-            rows.append(self.module(batch).features[self.feature].float())
-            places.append(batch["__index__"])
-        # The last batch of a pass repeats a sample to fill up: the same row under the same number.
+            rows.append(self.wrapped(batch).features[self.feature][batch["valid"]].float())
+            places.append(batch["__index__"][batch["valid"]])
         found, index = distributed.gather(torch.cat(rows)), distributed.gather(torch.cat(places))
-        table = found.new_zeros((int(index.max()) + 1, found.shape[1]))
-        table[index] = found
-        return table
+        order = index.argsort()
+        return found[order], index[order].tolist()
 
     def export_state(self) -> dict[str, Any]:
         return self.buffer.state()

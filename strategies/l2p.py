@@ -102,6 +102,7 @@ class L2P(PromptStrategy):
         self.query_kind, self.own_keys, self.vote, self.diversity = query, own_keys, vote, diversity
         self.task_slots, self.copy_slots = task_slots, copy_slots
         self.pooled, self.positions, self.init = pool == "prompts", positions, init
+        self.by_task = copy_slots
         self.unsupported = frozenset() if vote == "never" else frozenset({"accumulation"})  # the whole batch votes
         self.add_state("place", None)
 

@@ -60,7 +60,7 @@ class MAS(_MeasuredPenalty):
         self.needs = frozenset({on} if on and weight else ())
 
     def values(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        outputs = self.module(batch)
+        outputs = self.wrapped(batch)
         answer = self.on or ("features" if outputs.logits is None else "logits")
         if answer == "features":  # of the rows: texts of all classes are no answer to any of them
             given = [

@@ -48,6 +48,7 @@ class SPrompts(PromptStrategy):
     that have ended, or in the first task its own. Low-rank changes have no further factor.
     """
 
+    by_task = True
     centres: dict[str, Tensor]
 
     def __init__(
@@ -146,10 +147,8 @@ class SPrompts(PromptStrategy):
         rows, places = [], []
         for batch in data():
             features = self.module({self.tower: batch[self.tower]}).features[self.tower]
-            rows.append(F.normalize(features.float(), dim=1))
-            places.append(batch["__index__"])
+            rows.append(F.normalize(features.float(), dim=1)[batch["valid"]])
+            places.append(batch["__index__"][batch["valid"]])
         found, index = distributed.gather(torch.cat(rows)), distributed.gather(torch.cat(places))
-        table = found.new_zeros((int(index.max()) + 1, found.shape[1]))
-        table[index] = found  # the last batch of a pass repeats a sample to fill up
-        centres = k_means(table, self.centers, self.generator(task))
-        self.centres = {**self.centres, task.name: centres.to(table)}
+        centres = k_means(found[index.argsort()], self.centers, self.generator(task))
+        self.centres = {**self.centres, task.name: centres.to(found)}

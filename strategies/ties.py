@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Literal, get_args
 
 from torch import Tensor
 
 from mmcl.errors import ConfigError, near
 from mmcl.functional.merging import task_vector, ties
-from mmcl.functional.trimming import AGGREGATIONS, Aggregation, breadcrumbs, dare
+from mmcl.functional.trimming import AGGREGATIONS, Aggregation, Pruned, breadcrumbs, dare
 from mmcl.outputs import Weights
 from mmcl.strategies._merge import Merge, Rule
 from mmcl.stream import Task
@@ -24,7 +24,8 @@ class TIES(Merge):
 
     Of each task vector the entries of largest magnitude stay; for each entry the sign of the sum is elected, and the
     entries of that sign are averaged; theta_0 + scale x these are evaluated. The tasks' weights are read from the
-    snapshots of the run folder: on the disk there is one copy for each task, in memory only a tensor of each.
+    snapshots of the run folder: on the disk there is one copy for each task, in memory only a tensor of each, and one
+    whole vector at a time while the thresholds of ``magnitude`` are found.
 
     Args:
         density: part of each vector that stays. The paper keeps 0.2; FoMo-in-Flux prunes 0.7 where it merges task after
@@ -78,13 +79,15 @@ class TIES(Merge):
         return self._merged(base, [*self.earlier(base, task), task_vector(self.live(), base)], tasks)
 
     def _merged(self, base: Weights, vectors: Sequence[Mapping[str, Tensor]], tasks: Sequence[Task]) -> Weights:
-        """The merge; what is drawn at random is a function of the tasks, one for each vector or one for all."""
-        density = self.density
+        """The merge; what is drawn at random is a function of the task, which vector of it, and the tensor."""
+        if self.prune == "magnitude":
+            return ties(base, vectors, self.density, self.scale, aggregation=self.aggregation)
+        owners = [(tasks[i % len(tasks)], i // len(tasks)) for i in range(len(vectors))]
+        pruned = [Pruned(vector, partial(self._pruned, *owner)) for vector, owner in zip(vectors, owners, strict=True)]
+        return ties(base, pruned, 1.0, self.scale, aggregation=self.aggregation)
+
+    def _pruned(self, task: Task, number: int, name: str, value: Tensor) -> Tensor:
         if self.prune == "breadcrumbs":
-            top = min(0.01, 1 - density)
-            vectors, density = [breadcrumbs(vector, density, outliers=top) for vector in vectors], 1.0
-        elif self.prune == "random":
-            generators = [self.generator(task) for task in tasks]
-            drawn = zip(vectors, itertools.cycle(generators), strict=False)
-            vectors, density = [dare(vector, density, generator) for vector, generator in drawn], 1.0
-        return ties(base, vectors, density, self.scale, aggregation=self.aggregation)
+            return breadcrumbs({name: value}, self.density, outliers=min(0.01, 1 - self.density))[name]
+        generator = self.reach.generator(task, f"{self.name}/{number}/{name}")
+        return dare({name: value}, self.density, generator)[name]

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import torch
@@ -63,6 +64,9 @@ class StoredVector(Mapping[str, Tensor]):
         base = self._base[name]
         value = self._finetuned[name][tuple(map(slice, base.shape))].to(base.device)
         return _wide(value, base) - _wide(base, value)
+
+    def __contains__(self, name: object) -> bool:  # the base class would read the tensor
+        return name in self._base
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._base)
@@ -176,7 +180,7 @@ def ties(
 
     Args:
         base: theta_0.
-        vectors: task vectors; each is read twice.
+        vectors: task vectors; each is read twice, and is in memory as a whole while its threshold is found.
         density: part of each vector that stays, above 0 and at most 1; the paper keeps 0.2.
         scale: of the merged vector.
         aggregation: of the entries that agree: ``mean``, ``sum``, or ``max``, the one of largest magnitude.
@@ -197,7 +201,12 @@ def ties(
     rank = int(size * _complement(density)) if fomo else size - int(size * density)
     levels = []
     for number, vector in enumerate(vectors, 1):
-        levels.append(threshold([value for _, value in _fitting(base, vector, number)], rank))
+        values = (value for _, value in _fitting(base, vector, number))
+        if rank:
+            levels.append(threshold(list(values), rank))
+        else:  # everything stays, and only the shapes are looked at: a tensor at a time
+            deque(values, maxlen=0)
+            levels.append(torch.zeros(()))
     merged = widened(base)
     return elect_and_merge(merged, names, vectors, levels, scale, aggregation)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Literal
 
 import numpy as np
@@ -57,6 +57,33 @@ def _bounds(tensors: Sequence[Tensor], share: float, dtype: torch.dtype) -> tupl
     last = len(sample) - 1
     middle, width = int(share * last), 6 * math.isqrt(len(sample)) + 1
     return float(sample[max(middle - width, 0)]), float(sample[min(middle + width, last)])
+
+
+class Pruned(Mapping[str, Tensor]):
+    """A task vector that is pruned a tensor at a time, when that is asked for.
+
+    Args:
+        vector: a task vector; it may load its tensors when asked.
+        prune: (name, tensor) -> what stays of it. It gives the same whenever it is asked.
+
+    >>> dict(Pruned({"w": torch.tensor([1.0, -2.0])}, lambda name, value: value.clamp(min=0)))
+    {'w': tensor([1., 0.])}
+    """
+
+    def __init__(self, vector: Mapping[str, Tensor], prune: Callable[[str, Tensor], Tensor]) -> None:
+        self._vector, self._prune = vector, prune
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self._prune(name, self._vector[name])
+
+    def __contains__(self, name: object) -> bool:  # the base class would make the tensor
+        return name in self._vector
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._vector)
+
+    def __len__(self) -> int:
+        return len(self._vector)
 
 
 def dare(vector: Mapping[str, Tensor], density: float, generator: torch.Generator) -> dict[str, Tensor]:

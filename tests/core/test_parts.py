@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,10 +12,11 @@ from torch import nn
 from torch.nn.utils import parametrize
 from toy import ToyModule, runner
 
-from mmcl import Strategy, checkpoint, plugins, presets, seeds, weights
+from mmcl import Source, Strategy, checkpoint, plugins, presets, seeds, weights
 from mmcl.compose import Composition, check, expand
 from mmcl.errors import ConfigError, RunError, near
 from mmcl.outputs import Outputs, by_row
+from mmcl.reach import RunReach
 from mmcl.run_folder import MetricsLog, flatten, write_text
 from mmcl.strategies import LwF, WeightEnsemble
 
@@ -52,6 +54,27 @@ def test_outputs_are_put_together_by_row() -> None:
     assert found.features["image"][:, 1].tolist() == [2, 0, 2] and found.features["text"].shape == (5, 2)
     assert found.texts == ["2.0 0", "0.0 1", "2.0 2"]
     assert found.logit_scale == 7 and found.tokens is None
+
+
+def test_each_row_is_rescored_by_its_own_answer() -> None:
+    def answer(value: float | None) -> Outputs:
+        rescore = None if value is None else lambda logits, names: logits + value * len(names)
+        return Outputs(rescore=rescore)
+
+    chosen, logits = torch.tensor([2, 0, 1, 2]), torch.zeros(4, 3)
+    found = by_row({0: answer(0.5), 1: answer(None), 2: answer(2.0)}, chosen).rescore
+    assert found is not None and found(logits, ["a", "b", "c"])[:, 0].tolist() == [6.0, 1.5, 0.0, 6.0]
+    assert by_row({0: answer(None), 2: answer(None)}, chosen).rescore is None
+
+
+def test_a_teacher_s_table_has_its_rows_by_number_without_those_that_cannot_be_decoded() -> None:
+    """Sample 1 cannot, so that 2 is there twice, and the table ends with the last one that can."""
+    index, valid = torch.tensor([0, 2, 2, 3]), torch.tensor([True, False, True, True])
+    batch = {"x": index.float()[:, None] * 10, "__index__": index, "valid": valid}
+    module = SimpleNamespace(compute=lambda network, batch: Outputs({"image": batch["x"]}))
+    reach: Any = SimpleNamespace(samples=lambda source: [batch], module=module)
+    table = RunReach._table(reach, nn.Identity(), Source(["a.tar"]), "image")[:, 0]
+    assert table[[0, 2, 3]].tolist() == [0, 20, 30] and bool(table[1].isnan())
 
 
 def test_swap_restores_after_an_error() -> None:

@@ -137,6 +137,30 @@ def test_a_pass_leaves_bad_samples_out(make_data, broken):
     assert data.bad.count == 1
 
 
+def test_what_a_strategy_reads_is_held_to_training_s_part(make_data, broken, caplog):
+    """One sample of twelve is more than 0.1 %; training draws it as one of many."""
+    data = make_data(broken, eval_batch_size=5)
+    batches = list(data.eval_loader(broken, strict=False))
+    valid = torch.cat([b["valid"] for b in batches])
+    assert torch.cat([b["__index__"] for b in batches])[valid].tolist() == [i for i in range(12) if i != 3]
+    assert data.bad.count == 1 and "'s00003'" in caplog.text
+    with pytest.raises(RunError, match="max_bad = 0 allows"):
+        list(make_data(broken, max_bad=0.0).eval_loader(broken, strict=False))
+
+
+def test_a_choice_is_held_to_the_part_of_the_whole(make_data, broken):
+    for limit in range(1, 13):
+        data = make_data(broken, max_bad=0.1)
+        batches = list(data.pass_loader(data.stream.tasks[0], limit=limit))
+        assert sum(len(b["__key__"]) for b in batches) == limit and data.bad.count <= 1
+
+
+def test_what_a_strategy_reads_has_all_captions(make_data, captioned, same):
+    data = make_data(captioned, eval_batch_size=6)
+    read, seen = data.eval_loader(captioned, strict=False), data.eval_loader(captioned)
+    assert all(same(a, b) for a, b in zip(read, seen, strict=True))
+
+
 def test_fields(make_data, make_samples, tmp_path):
     samples = [
         {

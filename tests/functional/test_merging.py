@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import weakref
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +30,7 @@ from mmcl.functional import (
     ties,
     unrolled,
 )
-from mmcl.functional.trimming import threshold
+from mmcl.functional.trimming import Pruned, threshold
 
 PARITY = Path(__file__).parents[1] / "parity"
 NAMES = ("a.weight", "a.bias", "b.weight", "b.bias")
@@ -250,6 +252,38 @@ def test_sparsified_vectors() -> None:
     assert {float(k / v) for k, v in zip(kept, vector["w"], strict=True)} == {0.0, 2.0}
     assert 30 < kept.count_nonzero() < 70
     assert torch.equal(dare(vector, 1.0, torch.Generator())["w"], vector["w"])
+
+
+class Fresh(Mapping[str, Tensor]):
+    """A task vector whose tensors are made when asked for; it counts those that are in memory at once."""
+
+    def __init__(self, vector: Mapping[str, Tensor]) -> None:
+        self.vector, self.most = vector, 0
+        self.made: list[weakref.ref[Any]] = []
+
+    def __getitem__(self, name: str) -> Tensor:
+        array = self.vector[name].numpy().copy()
+        self.made.append(weakref.ref(array))  # the tensor's memory, whatever views there are of it
+        self.most = max(self.most, sum(ref() is not None for ref in self.made))
+        return torch.from_numpy(array)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.vector)
+
+    def __len__(self) -> int:
+        return len(self.vector)
+
+
+def test_where_everything_stays_no_vector_is_in_memory_as_a_whole() -> None:
+    torch.manual_seed(0)
+    plain = [{f"w{i}": torch.randn(40) for i in range(8)} for _ in range(3)]
+    base = {name: torch.zeros(40) for name in plain[0]}
+    fresh = [Fresh(vector) for vector in plain]
+    negative = [Pruned(vector, lambda name, value: value.neg_()) for vector in fresh]  # in the same memory
+    found = ties(base, negative, 1.0, -1.0)
+    assert max(vector.most for vector in fresh) <= 2  # the last one and the next
+    for name, value in ties(base, plain, 1.0, 1.0).items():
+        torch.testing.assert_close(found[name], value)
 
 
 def test_later_layers_keep_more() -> None:

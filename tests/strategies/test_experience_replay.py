@@ -47,6 +47,20 @@ def test_replayed_rows_keep_their_task_and_their_classes(rule: Any, tmp_path: Pa
     assert sum(len(kept) for kept in replay.buffer.kept.values()) == 6
 
 
+@pytest.mark.parametrize("rule", ["herding", "k_means"])
+@pytest.mark.parametrize("bad", [4, 29])
+def test_a_picture_that_cannot_be_decoded_is_no_exemplar(rule: Any, bad: int, tmp_path: Path) -> None:
+    """Even where all others are; 29 is the last sample of its task."""
+    stream = tiny_classes.stream(tmp_path / "shards", broken=[bad])
+    replay = ExperienceReplay(32, rule=rule)
+    runner = cases.runner("classes", stream, tmp_path / "run", [replay])
+    runner.data.bad.max_bad = 0.3
+    runner.fit()
+    kept = sorted(sample.key for sample in replay.buffer.kept["task-0"])
+    assert kept == [f"dots-{i:03d}" for i in range(32) if i % 4 < 2 and i != bad]
+    assert replay.buffer.seen == {"task-0": 15, "task-1": 16}
+
+
 def test_a_replayed_picture_is_augmented_anew(tmp_path: Path) -> None:
     seen: dict[str, list[torch.Tensor]] = {}
 

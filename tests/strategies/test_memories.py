@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import cases
 import pytest
 import tiny
+import tiny_classes
 import torch
 
 from mmcl import Strategy
 from mmcl.errors import ConfigError
 from mmcl.functional.gradients import flatten
 from mmcl.replay import TaskMemories
-from mmcl.strategies import AGEM, GEM, CenterLoss, DERPlusPlus, GeRe
+from mmcl.strategies import AGEM, GEM, L2P, CenterLoss, DERPlusPlus, GeRe, NearestMean, SPrompts
 from mmcl.strategy import StepContext
 from mmcl.stream import TaskSamples
 
@@ -115,9 +117,19 @@ def test_memories_are_side_batches_of_earlier_tasks(tmp_path: Path) -> None:
     assert [len(rows) for rows in der.remembered.values()] == [4, 4]
 
 
-@pytest.mark.parametrize("case", ["classes-growing", "clip", "causal_lm", "asr-whisper", "asr-wav2vec2"])
-def test_answers_are_those_of_the_time(case: str, tmp_path: Path) -> None:
-    """At the first step after a task the unaugmented samples of the memory are answered as they were."""
+BESIDE: dict[str, Callable[[], list[Strategy]]] = {
+    "alone": list,
+    "prompts": lambda: [L2P(6, 2, 2)],
+    "prompts-and-heads": lambda: [SPrompts(3, 2)],
+    "means": lambda: [NearestMean(trains="all")],
+}
+KINDS = ["classes-growing", "clip", "causal_lm", "asr-whisper", "asr-wav2vec2"]
+TOGETHER = [*((case, "alone") for case in KINDS), *((KINDS[0], name) for name in BESIDE if name != "alone")]
+
+
+@pytest.mark.parametrize(("case", "beside"), TOGETHER)
+def test_answers_are_those_of_the_time(case: str, beside: str, tmp_path: Path) -> None:
+    """At the first step after a task the unaugmented samples of the memory are answered in training as they were."""
     der = DERPlusPlus(6, alpha=1.0, beta=0.0, batch_size=4)
     found: list[float] = []
 
@@ -129,14 +141,42 @@ def test_answers_are_those_of_the_time(case: str, tmp_path: Path) -> None:
             for clean in der.reach.samples(source):
                 prepared = der.module.objective.prepare(clean)
                 with torch.no_grad():
-                    found.append(float(der._of_answers(der.module(prepared), prepared)))
+                    found.append(float(der._of_answers(context.forward(prepared), prepared)))
             der.module.train()
             assert "der_plus_plus/answers" in context.side and len(batch["__key__"]) == 4
 
-    cases.run(case, tmp_path / "shards", tmp_path / "run", [der, Look(look)])
+    cases.run(case, tmp_path / "shards", tmp_path / "run", [*BESIDE[beside](), der, Look(look)])
     assert found and max(found) < 1e-8
     kept = [row for rows in der.remembered.values() for row in rows]
     assert all(torch.isfinite(value).all() for row in kept for value in row.values())
+
+
+@pytest.mark.parametrize("bad", [4, 29])
+def test_a_picture_that_cannot_be_decoded_leaves_the_memory(bad: int, tmp_path: Path) -> None:
+    """Sample 29 is the last one of the first task; 6 is one of the second."""
+    stream = tiny_classes.stream(tmp_path / "shards", broken=[bad, 6])
+    der = DERPlusPlus(32, alpha=1.0, beta=0.0, batch_size=4)
+    drawn: set[str] = set()
+    errors: list[float] = []
+
+    def look(context: StepContext) -> None:
+        for batch in context.side.values():
+            drawn.update(batch["__key__"])
+        if context.task_step == 0 and context.side:
+            der.module.eval()
+            for clean in der.reach.samples(*der.side("again", der.earlier())):
+                prepared = der.module.objective.prepare(clean)
+                with torch.no_grad():
+                    errors.append(float(der._of_answers(context.forward(prepared), prepared)))
+            der.module.train()
+
+    runner = cases.runner("classes-growing", stream, tmp_path / "run", [der, Look(look)])
+    runner.data.bad.max_bad = 0.3
+    runner.fit()
+    left = [f"dots-{i:03d}" for i in range(32) if i % 4 < 2 and i != bad]
+    assert sorted(sample.key for sample in der.memories.of["task-0"].kept["task-0"]) == left and drawn <= set(left)
+    assert [len(rows) for rows in der.remembered.values()] == [15, 15]
+    assert errors and max(errors) < 1e-8
 
 
 def test_what_a_memory_refuses(tmp_path: Path) -> None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import cases
@@ -13,11 +14,11 @@ import tiny_classes
 import torch
 from torch import Tensor
 
-from mmcl import Strategy, Task
+from mmcl import Strategy, Task, seeds
 from mmcl import trainer as lightning
 from mmcl.datamodules import StreamDataModule
 from mmcl.errors import ConfigError
-from mmcl.functional import magmax, model_stock, slerp, task_arithmetic, task_vector, ties, unrolled
+from mmcl.functional import breadcrumbs, magmax, model_stock, slerp, task_arithmetic, task_vector, ties, unrolled
 from mmcl.outputs import Batch, Forward, Outputs
 from mmcl.runner import Runner, RunOptions
 from mmcl.strategies import SLERP, TIES, EMAMerge, MagMax, ModelStock, TaskArithmetic, WeightInterpolation
@@ -215,6 +216,44 @@ def test_tasks_stay_on_the_disk_where_all_are_needed(shards: Path, tmp_path: Pat
     assert {p.stem for p in (tmp_path / "two" / "snapshots").iterdir()} == {"initial"}
     saved = torch.load(tmp_path / "two" / "checkpoints" / "last.ckpt", weights_only=True)
     assert set(saved["strategies"]["ties"]["state"]) == {"kept"}
+
+
+class Reads(dict[str, Tensor]):
+    """A task vector that notes what is read of it."""
+
+    def __init__(self, vector: Mapping[str, Tensor], log: list[tuple[str, int]], number: int) -> None:
+        super().__init__(vector)
+        self.log, self.number = log, number
+
+    def __getitem__(self, name: str) -> Tensor:
+        self.log.append((name, self.number))
+        return super().__getitem__(name)
+
+
+@pytest.mark.parametrize("prune", ["random", "breadcrumbs"])
+def test_vectors_are_pruned_when_they_are_merged(prune: Any) -> None:
+    """Tensor after tensor of all tasks; what is drawn is the same in whatever order, and at the next merge."""
+    torch.manual_seed(0)
+    reach: Any = SimpleNamespace(generator=lambda task, name: seeds.generator(task, name))
+    merge, log = TIES(0.5, prune=prune), list[tuple[str, int]]()
+    merge.attach_reach(reach)
+    names = ["a", "b", "c"]
+    base = {name: torch.zeros(200) for name in names}
+    plain = [{name: torch.randn(200) for name in names} for _ in range(2)]
+    tasks: Any = ["one", "two"]
+    found = merge._merged(base, [Reads(vector, log, i) for i, vector in enumerate(plain)], tasks)
+    assert log[6:] == [(name, i) for name in names for i in (0, 1)]
+    back = {name: base[name] for name in reversed(names)}
+    same(merge._merged(back, [{n: vector[n] for n in back} for vector in plain], tasks), found)
+    alone = merge._merged(base, plain[:1], tasks[:1])
+    again = merge._merged(base, [plain[0], {name: torch.zeros(200) for name in names}], tasks)
+    same(again, alone)
+    if prune == "random":  # the new task's vector and the merge so far do not lose the same entries
+        kept = [merge._pruned(tasks[0], number, "a", plain[0]["a"]) != 0 for number in (0, 1)]
+        assert 60 < int(kept[0].sum()) < 140 and not torch.equal(*kept)
+    else:
+        expected = ties(base, [breadcrumbs(vector, 0.5, outliers=0.01) for vector in plain], 1.0, 1.0)
+        same(found, expected)
 
 
 def measured_again(case: str, shards: Path, folder: Path, strategies: Sequence[Strategy], row: int) -> list[float]:

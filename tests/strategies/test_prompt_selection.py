@@ -6,7 +6,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import cases
 import pytest
+import tiny_classes
 import torch
 from prompt_runs import CLIP, VIT, Maker, answer, batch_of, shake
 from torch import Tensor
@@ -232,3 +234,14 @@ def answer_bare(runner: Runner, batch: Batch) -> Tensor:
     with runner.engine.evaluation_mode(), torch.no_grad():
         found: Tensor = runner.module(batch).features["image"]
     return found
+
+
+@pytest.mark.parametrize("bad", [4, 29])
+def test_centres_of_a_domain_are_those_of_the_pictures_that_can_be_decoded(bad: int, tmp_path: Path) -> None:
+    """Sample 29 is the last one of its task, which has 15 others."""
+    strategy = SPrompts(3, 15)
+    stream = tiny_classes.stream(tmp_path / "shards", broken=[bad])
+    runner = cases.runner("classes-growing", stream, tmp_path / "run", [strategy])
+    runner.data.bad.max_bad = 0.3
+    runner.fit()
+    torch.testing.assert_close(strategy.centres["task-0"].norm(dim=1), torch.ones(15))

@@ -10,16 +10,30 @@ from typing import Any
 import cases
 import numpy as np
 import pytest
+import tiny_classes
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mmcl import Strategy, Task
+from mmcl.engine import Context
 from mmcl.errors import ConfigError, RunError
+from mmcl.functional.importance import squared_output_norm
 from mmcl.modules.contrastive_losses import ClassTextCrossEntropy
 from mmcl.modules.objectives import CrossEntropy
 from mmcl.outputs import Outputs
-from mmcl.strategies import AGEM, EWC, MAS, CenterLoss, DERPlusPlus, GeRe, L2Init, SynapticIntelligence
+from mmcl.strategies import (
+    AGEM,
+    EWC,
+    L2P,
+    MAS,
+    CenterLoss,
+    CODAPrompt,
+    DERPlusPlus,
+    GeRe,
+    L2Init,
+    SynapticIntelligence,
+)
 from mmcl.strategy import DataPass, StepContext
 
 PARITY = Path(__file__).parents[1] / "parity"
@@ -58,7 +72,8 @@ def arrays() -> dict[str, Tensor]:
 
 def attached(strategy: Any, a: dict[str, Tensor]) -> tuple[Any, Any]:
     """A strategy beside the regression, and a pass over its data with a row of padding in the last batch."""
-    reach = SimpleNamespace(module=Regression(a), reduce=lambda tensor: tensor, seed=0)
+    module = Regression(a)
+    reach = SimpleNamespace(module=module, wrapped=module, reduce=lambda tensor: tensor, seed=0)
     strategy.attach_reach(reach)
     strategy.setup(None)
 
@@ -253,6 +268,40 @@ def test_l2_init_leaves_a_head_alone_that_the_stream_brings(tmp_path: Path) -> N
     cases.run("classes", tmp_path / "shards", tmp_path / "run", [L2Init(30.0), heads])
     first, last = heads.ends
     assert torch.equal(first[:2], last[:2]) and not torch.equal(first[2:], last[2:])
+
+
+class Beside(Strategy):
+    """Importance of the head in the forward of a training step, batch by batch: by EWC's measure and by MAS's."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[dict[str, Tensor]] = []
+        self.engine: list[Any] = []  # in a list, so that it is no child of this one
+
+    def on_task_end(self, task: Task, data: DataPass) -> None:
+        fisher, omega = [], []
+        for batch in data(batch_size=8):
+            fisher.append(Context(self.engine[0], "fit", batch).gradients(batch)["head.weight"].square())
+            prepared = self.module.objective.prepare(batch)
+            outputs = Context(self.engine[0], "fit", prepared).forward(prepared)
+            assert outputs.logits is not None
+            norms = squared_output_norm(outputs.logits, candidates=outputs.extra.get("candidates"))
+            omega.append(torch.autograd.grad(norms.mean(), self.module.network.head.weight)[0].abs())
+        self.found.append({"ewc": torch.stack(fisher).mean(0), "mas": torch.stack(omega).mean(0)})
+
+
+@pytest.mark.parametrize("prompts", [lambda: L2P(6, 2, 2), lambda: CODAPrompt(6, 4, (0, 2))])
+def test_importance_beside_prompts_is_that_of_the_prompted_features(prompts: Any, tmp_path: Path) -> None:
+    ewc, mas, beside = EWC(batch_size=8), MAS(batch_size=8), Beside()
+    stream = tiny_classes.stream(tmp_path / "shards")
+    runner = cases.runner("classes-growing", stream, tmp_path / "run", [prompts(), ewc, mas, beside])
+    beside.engine.append(runner.engine)
+    runner.fit()
+    first, second = beside.found
+    for strategy in (ewc, mas):
+        wanted = second[strategy.name].clone()
+        wanted[:2] += first[strategy.name]
+        torch.testing.assert_close(strategy.importance["head.weight"], wanted, rtol=1e-4, atol=1e-7)
 
 
 def test_single_samples_of_a_contrastive_loss_are_refused(tmp_path: Path) -> None:

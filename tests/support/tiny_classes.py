@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -28,9 +28,14 @@ def source(folder: Path, name: str, first: int) -> Source:
     return Source([str(folder / f"{name}.tar")], labels={first: 0, first + 1: 1})
 
 
-def stream(folder: Path) -> Stream:
-    """Two colours, then two others; the third column, of a task's classes in another style, is trained by none."""
-    _write(folder)
+def stream(folder: Path, broken: Sequence[int] = ()) -> Stream:
+    """Two colours, then two others; the third column, of a task's classes in another style, is trained by none.
+
+    Args:
+        folder: for the shards.
+        broken: numbers of training samples that are no pictures.
+    """
+    _write(folder, broken)
     tasks = [
         Task(f"task-{i}", [source(folder, "train", 2 * i)], Budget(steps=6), evaluates=f"set-{i}", class_names=names)
         for i, names in enumerate(NAMES)
@@ -61,10 +66,13 @@ def domains(folder: Path) -> Stream:
     return Stream("domains", tasks, [*evals, test])
 
 
-def _write(folder: Path) -> None:
+def _write(folder: Path, broken: Sequence[int] = ()) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for name, style, count in (("train", "dots", 32), ("test", "dots", 12), ("held", "stripes", 16)):
-        write_shard(folder / f"{name}.tar", _samples(style, count, seed=len(name)))
+        samples = list(_samples(style, count, seed=len(name)))
+        for number in broken if name == "train" else ():
+            samples[number]["png"] = b"no picture"
+        write_shard(folder / f"{name}.tar", samples)
 
 
 def _samples(style: str, count: int, seed: int) -> Iterator[dict[str, Any]]:
