@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from typing import Any
 
 from lightning.pytorch import LightningDataModule
@@ -16,7 +15,7 @@ from mmcl.datamodules.loader import BadSamples, StreamLoader
 from mmcl.datamodules.order import Order, derive
 from mmcl.datamodules.plan import OWN, BatchPlan, make_plan
 from mmcl.datamodules.reader import SourceReader
-from mmcl.datamodules.readers import Readers
+from mmcl.datamodules.readers import Readers, named
 from mmcl.datamodules.remote import public
 from mmcl.datamodules.sampler import Cut, Part, PassBatches, TrainBatches, choose, interleave
 from mmcl.datamodules.stream_part import StreamPart, Topology
@@ -144,26 +143,26 @@ class StreamDataModule(LightningDataModule):
         self._check_divides(self.batch_size, "`batch_size`")
         for task in self.stream.tasks:
             for source in _all(task.train):
-                with _at(f"task '{task.name}'"):
+                with named(f"task '{task.name}'"):
                     reader = self._readers.open(source)
                     reader.check_captions()
                 if task.class_names is not None:
                     reader.check_labels(task.class_names, f"task '{task.name}'")
             for source in _all(task.mix):
-                with _at(f"task '{task.name}'"):
+                with named(f"task '{task.name}'"):
                     self._readers.open(source).check_captions()
             self.plan(task, task.mix)
             pools = [self._pool(OWN, task.train, task), *(self._pool(s.name, [s], task) for s in task.mix)]
             check_room(self.cache, [pool.fetched_sizes() for pool in pools], self.window, f"task '{task.name}'")
         for evalset in self.stream.evals:
-            with _at(f"evaluation set '{evalset.name}'"):
+            with named(f"evaluation set '{evalset.name}'"):
                 indexed = self._readers.indexed(evalset.source, "an evaluation")
                 indexed.check_captions()
                 indexed.check_readable()
             if evalset.class_names is not None:
                 indexed.check_labels(evalset.class_names, f"evaluation set '{evalset.name}'")
         for name, source in self.stream.sources.items():
-            with _at(f"stream source '{name}'"):
+            with named(f"stream source '{name}'"):
                 self._readers.open(source).check_captions()
 
     def count(self, source: Source) -> int:
@@ -392,12 +391,3 @@ class StreamDataModule(LightningDataModule):
 
 def _all(sources: Sequence[Source]) -> list[Source]:
     return [part for source in sources for part in source.all]
-
-
-@contextmanager
-def _at(place: str) -> Iterator[None]:
-    """Say where in the stream a source is: many are called alike."""
-    try:
-        yield
-    except ConfigError as error:
-        raise ConfigError(f"{place}: {error}") from error

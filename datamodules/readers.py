@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from mmcl.datamodules.cache import ShardCache
 from mmcl.datamodules.packed import PackedReader
@@ -72,3 +74,12 @@ class Readers:
         if self._packing is not None:
             raise ConfigError(f"source '{source.name}' is a stream, and packing documents takes an index")
         return StreamReader(source, self._allow_pipe)
+
+
+@contextmanager
+def named(place: str) -> Iterator[None]:
+    """Say where in the stream a source is: many are called alike."""
+    try:
+        yield
+    except ConfigError as error:
+        raise ConfigError(f"{place}: {error}") from error
