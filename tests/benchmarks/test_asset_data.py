@@ -302,7 +302,11 @@ DAMAGE = {
         ("asterisk-core-sounds-fr/usr/share/doc/asterisk-core-sounds-fr/core-sounds-fr.txt.gz", None, "has 0 of"),
     ],
     "fashion-mnist": [
-        ("usr/share/datasets/fashion-mnist/train-images-idx3-ubyte.gz", gzip.compress(b"\0\0\x08\3abc"), "no IDX file"),
+        (
+            "usr/share/datasets/fashion-mnist/train-images-idx3-ubyte.gz",
+            gzip.compress(b"\0\0\x08\3abc", mtime=0),
+            "no IDX file",
+        ),
         ("usr/share/datasets/fashion-mnist/t10k-labels-idx1-ubyte.gz", b"x", "is damaged"),
     ],
     "tux-paint": [

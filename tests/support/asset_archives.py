@@ -53,7 +53,7 @@ def asterisk_archives(root):
         ]
         lines += ["dash: Dash [-]", f"again: {'Same as digits' if language == 'fr' else f'Again {language}'}"]
         lines += [f"copy: {'Same, as digits!' if language == 'fr' else f'Copy {language}'}"]
-        write(folders[name] / f"usr/share/doc/{name}/core-sounds-{language}.txt.gz", gzip.compress(doc(lines)))
+        write(folders[name] / f"usr/share/doc/{name}/core-sounds-{language}.txt.gz", gzip.compress(doc(lines), mtime=0))
         sounds = folders[f"{name}-wav"] / f"usr/share/asterisk/sounds/{voice}"
         for key in (*(f"digits/{i}" for i in range(20)), "tone", "beep", "code", "dash", "again", "copy"):
             write(sounds / f"{key}.wav", recording())
@@ -72,9 +72,9 @@ def fashion_archives(root, images=50):
         pixels = np.arange(count, dtype=np.uint8).repeat(28 * 28)
         labels = (np.arange(count) % 10).astype(np.uint8)
         head = bytes((0, 0, 8, 3)) + struct.pack(">III", count, 28, 28)
-        write(folder / f"{prefix}-images-idx3-ubyte.gz", gzip.compress(head + pixels.tobytes()))
+        write(folder / f"{prefix}-images-idx3-ubyte.gz", gzip.compress(head + pixels.tobytes(), mtime=0))
         head = bytes((0, 0, 8, 1)) + struct.pack(">I", count)
-        write(folder / f"{prefix}-labels-idx1-ubyte.gz", gzip.compress(head + labels.tobytes()))
+        write(folder / f"{prefix}-labels-idx1-ubyte.gz", gzip.compress(head + labels.tobytes(), mtime=0))
     return {"dataset-fashion-mnist": root}
 
 
