@@ -53,17 +53,27 @@ def check_shares(task: Task, extra: Sequence[Source], data: Any) -> None:
     """
     steps = data.plan(task, extra).steps
     scheduled = [source for source in extra if source.share_schedule is not None]
+    segment = cut_for_schedules(task, scheduled)
     if not scheduled:
         return
-    if task.segment is None:
-        raise ConfigError(f"task '{task.name}': shares that follow a schedule change at segments; give it `segment`")
     if task.budget.epochs is not None:
         raise ConfigError(
             f"task '{task.name}': the share of source '{scheduled[0].name}' changes, so a budget in epochs says "
             "nothing; give steps or samples"
         )
-    for begin in range(0, steps, task.segment):
+    for begin in range(0, steps, segment):
         data.plan(task, sources_at(extra, begin, steps))
+
+
+def cut_for_schedules(task: Task, sources: Sequence[Source]) -> int:
+    """The length of a task's segments, at which shares that follow a schedule change; 0: it is not cut.
+
+    Raises:
+        ConfigError: it is not cut, and some share follows a schedule.
+    """
+    if task.segment is None and any(source.share_schedule is not None for source in sources):
+        raise ConfigError(f"task '{task.name}': shares that follow a schedule change at segments; give it `segment`")
+    return task.segment or 0
 
 
 def sources_at(sources: Sequence[Source], step: int, steps: int) -> list[Source]:

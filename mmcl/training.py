@@ -17,7 +17,7 @@ from mmcl import trainer as lightning
 from mmcl.engine import Engine
 from mmcl.errors import ConfigError, RunError
 from mmcl.evaluate import Cell
-from mmcl.foresight import sources_at
+from mmcl.foresight import cut_for_schedules, sources_at
 from mmcl.interrupt import Interrupted
 from mmcl.outputs import Batch
 from mmcl.run_folder import MetricsLog
@@ -67,7 +67,9 @@ class Training(Session):
         return self._seconds_before + time.perf_counter() - self._began
 
     def _sources(self, task: Task) -> list[Source]:
-        return [*task.mix, *(s for strategy in self.composition.of("sources") for s in strategy.sources(task))]
+        sources = [*task.mix, *(s for strategy in self.composition.of("sources") for s in strategy.sources(task))]
+        cut_for_schedules(task, sources)  # again: a strategy may ask for more than it foresaw
+        return sources
 
     def _segment_sources(self, task: Task) -> list[Source]:
         """What strategies ask for; in the middle of a segment with the shares that it began with."""
