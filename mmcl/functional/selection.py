@@ -108,7 +108,8 @@ def k_means_exemplars(features: Tensor, count: int, generator: torch.Generator, 
         return torch.arange(count)
     centres, owner = _lloyd(rows, _first_centres(rows, count, generator), rounds)
     sizes = torch.bincount(owner, minlength=count)
-    distance = torch.cdist(rows, centres)
+    # Of rows that are as near, the first one: rounding, which other batches and processes change, must not choose.
+    distance = torch.cdist(rows, centres).round(decimals=5)
     chosen = []
     for cluster in sorted(range(count), key=lambda c: (-int(sizes[c]), c)):
         best = int(distance[:, cluster].argmin())
