@@ -43,8 +43,8 @@ class TIES(Merge):
         ConfigError: an argument is out of range.
 
     Differences from the published code: the threshold is that of the official code, int(density x d) + 1 entries;
-    FoMo-in-Flux counts from the other end. An entry of which nobody has a majority stays 0. Running statistics are not
-    merged: they are the latest model's.
+    FoMo-in-Flux counts from the other end. An entry whose sum is 0 takes the sign that most entries have. Running
+    statistics are not merged: they are the latest model's.
     """
 
     def __init__(

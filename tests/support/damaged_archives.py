@@ -156,7 +156,7 @@ ARCHIVE = [
         REFUSED,
     ),
     Damage("a name with `..`", with_member("../../t.jpg", b"x"), "name", "t.jpg' leads out of the archive", REFUSED),
-    Damage("an absolute name", with_member("/tmp/t.jpg", b"x"), "name", "t.jpg' leads out of the archive", REFUSED),
+    Damage("an absolute name", with_member("/t.jpg", b"x"), "name", "t.jpg' leads out of the archive", REFUSED),
     Damage(
         "control characters in a name",
         with_member("t\x1b[2J\n.jpg", b"x"),
