@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,8 @@ from mmcl.compose import check
 from mmcl.errors import ConfigError, near
 from mmcl.record import versions
 from mmcl.runner import Runner
+
+logger = logging.getLogger(__name__)
 
 RECORD = "export.json"
 
@@ -41,7 +44,8 @@ def export(runner: Runner, ckpt_path: str, wanted: Export) -> Path:
         wanted: where and how.
 
     Returns:
-        The folder. Beside the peer library's files it holds export.json: run, checkpoint, variant, version.
+        The folder. Beside the peer library's files it holds export.json: run, checkpoint, variant, version, and what
+        of the strategies stays behind.
 
     Raises:
         ConfigError: the folder has something in it, or the format, variant or checkpoint is unknown.
@@ -68,6 +72,9 @@ def _write(runner: Runner, path: Path, wanted: Export, form: str) -> Path:
     content = checkpoint.load(path)
     runner.build()
     runner.load(content, path)
+    left_out = {s.title: s.unexported for s in runner.composition.strategies if s.unexported}
+    for title, what in left_out.items():
+        logger.warning("%s: the %s stay in the checkpoint; the folder holds the network without them", title, what)
     temporary = wanted.to.with_name(f".{wanted.to.name}.partial")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
@@ -81,6 +88,7 @@ def _write(runner: Runner, path: Path, wanted: Export, form: str) -> Path:
             "task": runner.progress.task,
             "step": runner.progress.step,
             "variant": wanted.variant,
+            "left_out": left_out,
             "mmcl": versions()["mmcl"],
         }
         (temporary / RECORD).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")

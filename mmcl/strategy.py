@@ -133,6 +133,8 @@ class Strategy(Recorded, nn.Module):
     """Whether it keeps what it measured of features in a task, and wants none of them to change once nothing trains."""
     unsupported: frozenset[str] = frozenset()
     """What it cannot do: ``fsdp``, ``accumulation``."""
+    unexported: str = ""
+    """What of it evaluations go through and exported folders lack, in the plural: ``prompts``."""
     listed: str = ""
     """The strategy of the user's list that it is a part of, by its class; set when presets give way to their parts."""
 

@@ -81,6 +81,7 @@ class FeatureClassifier(ClassFeatures):
     """
 
     claims = frozenset({"classifier"})
+    unexported = "class statistics"
 
     counts: Tensor
 

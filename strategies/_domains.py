@@ -80,6 +80,7 @@ class DomainAdapters(Adapters):
             self._require(not self._also, "`also` would move what domains share; it does not go with 'separate'")
             self.needs = self.needs | {"features"}
             self.reads = frozenset({"samples"})
+            self.unexported = "centres and the other domains' adapters"
             self.claims = self.claims | {"eval_weights"}  # averages of one domain's weights are no other domain's
 
     def make(self, site: Site) -> LowRank:

@@ -46,6 +46,7 @@ class PromptStrategy(Strategy):
     """
 
     freezes = True
+    unexported = "prompts"
     pool_size: int = 0
     """Prompts that are counted."""
     selected: dict[str, Tensor]

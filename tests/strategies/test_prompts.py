@@ -20,6 +20,7 @@ from mmcl import trainer as lightning
 from mmcl.datamodules import StreamDataModule
 from mmcl.engine import Context
 from mmcl.errors import ConfigError
+from mmcl.export import Export, export
 from mmcl.report import build_report
 from mmcl.runner import Runner, RunOptions
 from mmcl.strategies import (
@@ -67,6 +68,16 @@ def test_dual_prompt_trains_one_slot_after_the_other(make: Maker) -> None:
     page = build_report([runner.folder.path], runner.folder.path).read_text()
     assert "<h2>Shares</h2>" in page and ">dual_prompt</th>" in page
     assert f"1, task-0: {100 * float(counts['task-0'][1]) / 48:.2f} %" in page
+
+
+def test_an_export_names_what_it_lacks(make: Maker, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    trained = make([DualPrompt(), MomentumInterpolation(0.5)])
+    trained.fit()
+    again = make([DualPrompt(), MomentumInterpolation(0.5)], folder=trained.folder.path)
+    folder = export(again, "last", Export(tmp_path / "out", "safetensors"))
+    assert json.loads((folder / "export.json").read_text())["left_out"] == {"DualPrompt": "prompts"}
+    warnings = [record.getMessage() for record in caplog.records if record.name == "mmcl.export"]
+    assert warnings == ["DualPrompt: the prompts stay in the checkpoint; the folder holds the network without them"]
 
 
 def test_coda_prompt_trains_its_new_components_alone(make: Maker) -> None:

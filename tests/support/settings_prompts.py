@@ -55,6 +55,7 @@ SETTINGS = {
         off=lambda: [LGCL(None, task_weight=0.0, class_weight=0.0)],
         refuses=REFUSES,
     ),
+    "LGCL/dual": Setting(lambda: [DualPrompt(), LGCL(texts())], ("classes-growing",), changes=HEAD),
     "LGCL/clip": Setting(lambda: [L2P(4, 2, 2, pull=PULL, pool="tower"), LGCL()], ("clip-classes",), changes=""),
     "SPrompts": Setting(lambda: [SPrompts(3, 2)], ("domains", "classes-growing"), changes="", refuses=REFUSES),
     "SPrompts/clip": Setting(lambda: [SPrompts(3, 2)], ("clip",), changes=""),

@@ -11,7 +11,6 @@ import logging
 import re
 import sys
 import tempfile
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
@@ -19,6 +18,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 import cases
+import pairing
 import settings
 from strategy_runs import SHORT, WHOLE, Runs, joined, leaves
 
@@ -89,24 +89,6 @@ def claimed(name: str, setting: settings.Setting) -> set[str]:
     return {claim for strategy in declared_by(name, setting) for claim in strategy.claims}
 
 
-def untried() -> str:
-    """Pairs that claim different things and that `tests/strategies/test_pairs.py` does not train."""
-    partners: dict[str, list[str]] = {}
-    claims = {name: claimed(name, setting) for name, setting in rows().items()}
-    for (one, first), (other, second) in itertools.combinations(rows().items(), 2):
-        if not claims[one] & claims[other] and (common(first, second) is None or clash(first, second)):
-            partners.setdefault(one, []).append(other)
-            partners.setdefault(other, []).append(one)
-    found = []
-    while partners:  # the one with most partners names them all, so that few lines do
-        one = max(sorted(partners), key=lambda name: len(partners[name]))
-        found.append(f"- `{one}` with {_list(partners[one])}")
-        for other in partners.pop(one):
-            partners[other].remove(one)
-        partners = {name: others for name, others in partners.items() if others}
-    return "\n".join(found)
-
-
 def _union(sets: Iterable[Iterable[str]]) -> str:
     return _list(sorted(set(itertools.chain.from_iterable(sets))))
 
@@ -129,7 +111,7 @@ def families() -> dict[str, list[str]]:
 
 def tested(name: str) -> dict[str, settings.Setting]:
     """All rows of a strategy, the first one first."""
-    return {row: setting for row, setting in settings.found().items() if row.partition("/")[0] == name}
+    return {row: settings.found()[row] for row in pairing.own(settings.found(), name)}
 
 
 def trained(name: str, members: Iterable[str]) -> bool:
@@ -204,28 +186,44 @@ def probeless(runs: Runs, case: str, other: str) -> str | None:
     return errors[0]
 
 
-def pairs(runs: Runs) -> str:
-    """Pairs that are refused although they claim different things."""
-    found = []
-    for (one, first), (other, second) in itertools.combinations(rows().items(), 2):
-        case = common(first, second)
-        if case is None or clash(first, second):
+def pairs(runs: Runs) -> tuple[str, str]:
+    """Pairs that claim different things and are refused: for what both do, and as no module serves both."""
+    refused, apart = [], []
+    for one, other in itertools.combinations(rows(), 2):
+        meetings = pairing.meetings(runs.table, one, other)
+        if not meetings:
             continue
-        reason = refusal(runs, case, [one, other])
-        if reason is not None:
-            found.append(f"- `{one}` and `{other}`: {reason}")
-    return "\n".join(found or ["There are none."])
+        reasons = [(m, refusal(runs, m.case, [m.first, m.second])) for m in pairing.decisive(meetings)]
+        if any(reason is None for _, reason in reasons):
+            continue
+        of_both = [r for m, r in reasons if m.shared or all(serves(runs, m.case, row) for row in (m.first, m.second))]
+        if of_both:
+            refused.append(f"- `{one}` and `{other}`: {of_both[0]}")
+        else:
+            apart.append((one, other))
+    return "\n".join(refused or ["There are none."]), grouped(apart)
 
 
-def common(first: settings.Setting, second: settings.Setting) -> str | None:
-    """The first kind of module that both serve."""
-    return next((case for case in first.cases if case in second.cases), None)
+@cache
+def serves(runs: Runs, case: str, row: str) -> bool:
+    """Whether a row alone starts on a kind of module."""
+    return refusal(runs, case, [row]) is None
 
 
-def clash(first: settings.Setting, second: settings.Setting) -> set[str]:
-    """Resources that are claimed twice where two rows are joined."""
-    counts = Counter(claim for s in leaves(joined(first.build, second.build)) for claim in s.claims)
-    return {claim for claim, count in counts.items() if count > 1}
+def grouped(pairs: Iterable[tuple[str, str]]) -> str:
+    """In few lines: the one with most partners names them all."""
+    partners: dict[str, list[str]] = {}
+    for one, other in pairs:
+        partners.setdefault(one, []).append(other)
+        partners.setdefault(other, []).append(one)
+    lines = []
+    while partners:
+        one = max(sorted(partners), key=lambda name: len(partners[name]))
+        lines.append(f"- `{one}` with {_list(partners[one])}")
+        for other in partners.pop(one):
+            partners[other].remove(one)
+        partners = {name: others for name, others in partners.items() if others}
+    return "\n".join(lines or ["There are none."])
 
 
 def refusal(runs: Runs, case: str, names: Sequence[str], of: str = "") -> str | None:
@@ -269,14 +267,14 @@ def main() -> None:
     given = parser.parse_args()
     write("index.md", "strategies", declarations())
     write("compatibility.md", "claims", claims())
-    write("compatibility.md", "untried", untried())
     if given.declarations:
         return
     logging.disable(logging.WARNING)
     with tempfile.TemporaryDirectory() as folder:
         runs = Runs(Path(folder))
         write("compatibility.md", "kinds", kinds(runs))
-        write("compatibility.md", "pairs", pairs(runs))
+        for part, text in zip(("pairs", "apart"), pairs(runs), strict=True):
+            write("compatibility.md", part, text)
 
 
 if __name__ == "__main__":
