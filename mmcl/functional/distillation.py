@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from mmcl.errors import MmclError
+from mmcl.functional._divergence import cross_entropy, divergence
 from mmcl.functional._precision import no_autocast, unit, widen
 
 MASKED_DIAGONAL = -1e4
@@ -23,7 +23,7 @@ def distillation_loss(teacher_logits: Tensor, student_logits: Tensor, *, tempera
     its value includes the teacher's entropy, its gradient is that of T^2 KL.
 
     Args:
-        teacher_logits: (R, C).
+        teacher_logits: (R, C). A class at minus infinity counts for nothing.
         student_logits: (R, C).
         temperature: T, above 0.
 
@@ -36,9 +36,7 @@ def distillation_loss(teacher_logits: Tensor, student_logits: Tensor, *, tempera
     """
     _check(temperature, teacher_logits=teacher_logits, student_logits=student_logits)
     teacher, student = widen(teacher_logits.detach(), student_logits)
-    targets = F.softmax(teacher / temperature, dim=-1)
-    rows = (targets * F.log_softmax(student / temperature, dim=-1)).sum(dim=-1)
-    return -rows.mean() * temperature**2
+    return cross_entropy(student / temperature, teacher / temperature).mean() * temperature**2
 
 
 def zscl_loss(
@@ -184,7 +182,7 @@ def divergence_loss(reference_logits: Tensor, student_logits: Tensor, *, tempera
     The form of CTP's parts. Its baseline LwF takes it of raw features, over their D values, at T = 0.07.
 
     Args:
-        reference_logits: (R, C).
+        reference_logits: (R, C). A class at minus infinity counts for nothing.
         student_logits: (R, C).
         temperature: T, above 0.
 
@@ -193,12 +191,7 @@ def divergence_loss(reference_logits: Tensor, student_logits: Tensor, *, tempera
     """
     _check(temperature, reference_logits=reference_logits, student_logits=student_logits)
     reference, student = widen(reference_logits.detach(), student_logits)
-    return F.kl_div(
-        F.log_softmax(student / temperature, dim=-1),
-        F.log_softmax(reference / temperature, dim=-1),
-        reduction="batchmean",
-        log_target=True,
-    )
+    return divergence(student / temperature, reference / temperature) / len(reference)
 
 
 def _mask_diagonal(similarities: Tensor, value: float) -> Tensor:

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from mmcl.errors import MmclError
 from mmcl.functional import (
     distillation_loss,
+    divergence_loss,
     feature_distillation_loss,
     similarity_distillation_loss,
     topology_preservation_loss,
@@ -139,6 +140,24 @@ def test_large_scales_stay_finite() -> None:
     i2t, t2i = zscl_loss(student, torch.randn(5, 8), torch.randn(700, 8), logit_scale=100.0, temperature=0.01)
     (i2t + t2i).backward()
     assert torch.isfinite(student.grad).all()
+
+
+@pytest.mark.parametrize("loss", [distillation_loss, divergence_loss])
+def test_a_masked_class_counts_for_nothing(loss) -> None:
+    teacher, student = torch.randn(2, 5, 4, dtype=torch.float64).unbind()
+    masked = torch.tensor([False, True, False, False])
+    live = student.masked_fill(masked, -torch.inf).requires_grad_()
+    expected = loss(teacher[:, ~masked], student[:, ~masked], temperature=2.0)
+    found = loss(teacher.masked_fill(masked, -torch.inf), live, temperature=2.0)
+    close(found, expected)
+    (gradient,) = torch.autograd.grad(found, live)
+    assert gradient.isfinite().all() and (gradient[:, masked] == 0).all() and gradient[:, ~masked].abs().sum() > 0
+    # The student's chance of what the teacher rules out lowers its others, as in torch's own divergence.
+    unmasked = loss(teacher.masked_fill(masked, -torch.inf), student, temperature=2.0)
+    chances = (teacher.masked_fill(masked, -torch.inf) / 2).softmax(dim=1)
+    kl = F.kl_div((student / 2).log_softmax(dim=1), chances, reduction="batchmean")
+    entropy = -torch.special.xlogy(chances, chances).sum(dim=1).mean()
+    close(unmasked, kl if loss is divergence_loss else 4 * (kl + entropy))
 
 
 @pytest.mark.parametrize(
