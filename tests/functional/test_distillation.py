@@ -142,6 +142,25 @@ def test_large_scales_stay_finite() -> None:
     assert torch.isfinite(student.grad).all()
 
 
+def test_a_feature_of_length_0_has_a_similarity_of_0() -> None:
+    """As in the losses that the modules train with, so that distillation is not what ends a run."""
+    student, teacher, texts = torch.randn(3, 4, 3, dtype=torch.float64).unbind()
+    student[1] = 0
+    student.requires_grad_()
+    i2t, t2i = zscl_loss(student, teacher, texts, logit_scale=10.0, temperature=2.0)
+    z, wanted = (10.0 * F.normalize(x) @ F.normalize(texts).T for x in (student, teacher))
+    assert (z[1] == 0).all()
+    close(i2t, distillation_loss(wanted, z.detach(), temperature=2.0))
+    close(t2i, distillation_loss(wanted.T, z.detach().T, temperature=2.0))
+    parts = (
+        *topology_preservation_loss(student, texts, teacher, texts, temperature=0.07),
+        similarity_distillation_loss(student, teacher, logit_scale=10.0, temperature=1.0),
+        feature_distillation_loss(teacher, student),
+    )
+    (gradient,) = torch.autograd.grad(i2t + t2i + torch.stack(parts).sum(), student)
+    assert gradient.isfinite().all()
+
+
 @pytest.mark.parametrize("loss", [distillation_loss, divergence_loss])
 def test_a_masked_class_counts_for_nothing(loss) -> None:
     teacher, student = torch.randn(2, 5, 4, dtype=torch.float64).unbind()
