@@ -101,15 +101,20 @@ def average_accuracy(matrix: ScoreMatrix, *, after: int | None = None, missing: 
     return _mean_of_scores(matrix, rows, "mean score on the columns trained so far", NO_COLUMN, missing)
 
 
-def backward_transfer(matrix: ScoreMatrix, *, missing: Missing = "error") -> Summary:
-    """GEM BWT: mean of A[T, j] - A[task of j, j] over the columns learned before task T. Negative is forgetting."""
-    final = len(matrix.tasks)
+def backward_transfer(matrix: ScoreMatrix, *, after: int | None = None, missing: Missing = "error") -> Summary:
+    """GEM BWT after task k = `after` (default T): mean of A[k, j] - A[task of j, j] over the columns learned before k.
+
+    Negative is forgetting. TRACE's BWT counts task k's own column as a 0: it is (k - 1) / k times this one.
+    """
+    k = row_after(matrix, after, first=1)
     reader = Reader(matrix, missing)
     shares: dict[str, float | None] = {}
     for column in matrix.trained:
-        learned = matrix.trained_by(column)[-1]
-        earlier = learned < final
-        shares[column] = difference(reader.better(final, column), reader.better(learned, column)) if earlier else None
+        learned = [task for task in matrix.trained_by(column) if task <= k]
+        if not learned:
+            continue
+        change = difference(reader.better(k, column), reader.better(learned[-1], column)) if learned[-1] < k else None
+        shares[column] = change
     definition = (
         "mean over earlier columns of (score after the last task - score after their own task); positive: better"
     )
