@@ -79,6 +79,24 @@ def test_known_relations(matrix: ScoreMatrix) -> None:
     assert sum(count * value for count, value in cells) / total == pytest.approx(float(metrics.average(matrix)))
 
 
+@given(squares())
+def test_stepwise_forgetting_is_the_drops_of_one_task_each(matrix: ScoreMatrix) -> None:
+    a, last = matrix.values, len(matrix.tasks)
+    drops = [[(a[t - 1][i] or 0) - (a[t][i] or 0) for i in range(t - 1)] for t in range(2, last + 1)]
+    expected = sum(sum(its) / len(its) for its in drops) / (last - 1)
+    assert float(metrics.stepwise_forgetting(matrix)) == pytest.approx(expected, abs=1e-9)
+    assert float(metrics.stepwise_forgetting(flipped(matrix))) == pytest.approx(expected, abs=1e-9)
+
+
+def test_stepwise_forgetting_that_is_undefined_or_in_parts() -> None:
+    single = metrics.stepwise_forgetting(ScoreMatrix([[1], [2]], ["a"], ["a"]))
+    assert single.value is None and single.reason
+    holes = ScoreMatrix([None, [9, 1], [None, 8], [5, 6]], ["a", "b"], ["a", "b", None])
+    with pytest.raises(MmclError, match=r"\(2,1\) row 'b' column 'a'"):
+        metrics.stepwise_forgetting(holes)
+    assert float(metrics.stepwise_forgetting(holes, missing="skip")) == 2.0
+
+
 def test_lower_is_better_transfer_is_positive_when_errors_fall() -> None:
     matrix = ScoreMatrix([[50, 40], [20, 30], [10, 5]], ["en", "de"], ["en", "de"], {"en": "lower", "de": "lower"})
     assert float(metrics.backward_transfer(matrix)) == 10.0
