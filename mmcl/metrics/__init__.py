@@ -1,6 +1,7 @@
 """Scores: the score matrix and its summaries, zero-shot classification and retrieval."""
 
 from mmcl.metrics.matrix import ScoreMatrix
+from mmcl.metrics.precision import mean_average_precision
 from mmcl.metrics.retrieval import RetrievalRecall, retrieval_recall, retrieval_recall_from_similarity
 from mmcl.metrics.summaries import (
     Summary,
@@ -45,6 +46,7 @@ __all__ = [
     "in_domain",
     "knowledge_accumulation",
     "last",
+    "mean_average_precision",
     "minimum_accuracy",
     "retrieval_recall",
     "retrieval_recall_from_similarity",
