@@ -9,6 +9,7 @@ from mmcl.functional.adaptation import (
     view_contrastive_loss,
 )
 from mmcl.functional.averaging import ema, fisher_interpolate, interpolate, running_average
+from mmcl.functional.budgets import steps_within_budget
 from mmcl.functional.contrastive import compatible_momentum, momentum_contrast_loss, random_queue, update_queue
 from mmcl.functional.distillation import (
     distillation_loss,
@@ -159,6 +160,7 @@ __all__ = [
     "solve_ridge",
     "sparse_projection",
     "squared_output_norm",
+    "steps_within_budget",
     "stochastic_restore",
     "subspace_logits",
     "subspace_overlap",
