@@ -37,6 +37,7 @@ __all__ = [
     "knowledge_accumulation",
     "last",
     "minimum_accuracy",
+    "seen_average",
     "stepwise_forgetting",
     "summarize",
     "transfer",
@@ -84,6 +85,13 @@ def average(matrix: ScoreMatrix, *, missing: Missing = "error") -> Summary:
     return _mean_of_scores(
         matrix, rows, "mean over the trained columns of their mean score after tasks 1..T", NO_COLUMN, missing
     )
+
+
+def seen_average(matrix: ScoreMatrix, *, missing: Missing = "error") -> Summary:
+    """ODCL's seen average (CoLeCLIP): each column's mean over the rows from its own task's to T, then the mean."""
+    rows = {column: range(matrix.trained_by(column)[0], len(matrix.tasks) + 1) for column in matrix.trained}
+    definition = "mean score on each trained column after its own task and all later ones, then mean over columns"
+    return _mean_of_scores(matrix, rows, definition, NO_COLUMN, missing)
 
 
 def last(matrix: ScoreMatrix, *, missing: Missing = "error") -> Summary:

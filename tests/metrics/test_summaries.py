@@ -80,6 +80,14 @@ def test_known_relations(matrix: ScoreMatrix) -> None:
 
 
 @given(squares())
+def test_seen_average_is_the_lower_triangle_column_by_column(matrix: ScoreMatrix) -> None:
+    last = len(matrix.tasks)
+    columns = [[matrix[i, j] or 0 for i in range(j + 1, last + 1)] for j in range(last)]
+    expected = sum(sum(its) / len(its) for its in columns) / last
+    assert float(metrics.seen_average(matrix)) == pytest.approx(expected, abs=1e-9)
+
+
+@given(squares())
 def test_stepwise_forgetting_is_the_drops_of_one_task_each(matrix: ScoreMatrix) -> None:
     a, last = matrix.values, len(matrix.tasks)
     drops = [[(a[t - 1][i] or 0) - (a[t][i] or 0) for i in range(t - 1)] for t in range(2, last + 1)]
