@@ -273,11 +273,14 @@ def model_stock(base: Mapping[str, Tensor], vectors: Sequence[Mapping[str, Tenso
     for rows_of in zip(*(_fitting(base, vector, number) for number, vector in enumerate(vectors, 1)), strict=True):
         name = rows_of[0][0]
         rows = [value.to(merged[name]) for _, value in rows_of]
-        # The angles in float32, as in the code of FoMo-in-Flux: its float64 results rest on that.
+        # Angles of float32 vectors, in float32, as in the code of FoMo-in-Flux: its float64 results rest on that. Sums
+        # are float64, for in float32 their order shows, which is another one on another processor.
         narrow = [row.float() for row in rows]
-        norms = [row.square().sum().sqrt() for row in narrow]
+        squares = [row.square().sum(dtype=torch.float64) for row in narrow]
         pairs = [(i, j) for i in range(count) for j in range(i)]
-        cosines = [(narrow[i] * narrow[j]).sum() / (norms[i] * norms[j] + CANCEL) for i, j in pairs]
+        dots = [(narrow[i] * narrow[j]).sum(dtype=torch.float64) for i, j in pairs]
+        lengths = [(squares[i] * squares[j]).sqrt() for i, j in pairs]
+        cosines = [(dot / (length + CANCEL)).float() for dot, length in zip(dots, lengths, strict=True)]
         cosine = float(torch.stack(cosines).mean())
         if acute and cosine < 0:
             continue

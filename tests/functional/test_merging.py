@@ -233,6 +233,16 @@ def test_model_stock_of_more_than_two() -> None:
     torch.testing.assert_close(model_stock({"w": torch.zeros(50).double()}, vectors)["w"], expected, rtol=1e-6, atol=0)
 
 
+def test_the_order_of_summation_does_not_show_in_model_stock() -> None:
+    torch.manual_seed(0)
+    base, vectors = {"w": torch.zeros(999).double()}, [{"w": torch.randn(999).double()} for _ in range(3)]
+    found = model_stock(base, vectors)["w"]
+    for _ in range(20):
+        order = torch.randperm(999)
+        other = model_stock(base, [{"w": vector["w"][order]} for vector in vectors])["w"]
+        torch.testing.assert_close(other, found[order], rtol=1e-12, atol=0)
+
+
 def test_model_stock_stays_at_the_base_where_models_moved_apart() -> None:
     base = {"apart": torch.zeros(2), "across": torch.zeros(2), "alike": torch.zeros(2)}
     one = {"apart": torch.tensor([1.0, 0.5]), "across": torch.tensor([1.0, 0.0]), "alike": torch.tensor([1.0, 1.0])}
