@@ -203,6 +203,24 @@ def test_merges_leave_their_inputs_and_integers_alone(merge: Any) -> None:
 
 
 @pytest.mark.parametrize("merge", MERGES.values(), ids=MERGES)
+def test_merges_do_not_depend_on_how_weights_lie_in_memory(merge: Any) -> None:
+    torch.manual_seed(0)
+    convolution = torch.channels_last
+    models = [{"c": torch.randn(4, 3, 2, 2).to(memory_format=convolution), "t": torch.randn(5, 4).T} for _ in range(3)]
+    plain = [{name: value.contiguous() for name, value in model.items()} for model in models]
+    found, expected = (merge(m[0], [task_vector(model, m[0]) for model in m[1:]]) for m in (models, plain))
+    for name in expected:
+        torch.testing.assert_close(found[name], expected[name])
+    kept = {name: torch.zeros_like(value) for name, value in models[0].items()}
+    assert not kept["c"].is_contiguous() and not kept["t"].is_contiguous()
+    for model in models:
+        running_magmax(kept, model)
+    for name, value in kept.items():
+        rows = torch.stack([model[name] for model in models])
+        assert torch.equal(value, rows.gather(0, rows.abs().argmax(0, keepdim=True))[0])
+
+
+@pytest.mark.parametrize("merge", MERGES.values(), ids=MERGES)
 def test_what_does_not_fit_is_named(merge: Any) -> None:
     base = {"v": torch.zeros(2), "w": torch.zeros(5, 2)}
     good = {"v": torch.ones(2), "w": torch.ones(5, 2)}
