@@ -3,8 +3,9 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mmcl import metrics
@@ -77,6 +78,41 @@ def test_known_relations(matrix: ScoreMatrix) -> None:
     total = sum(count for count, _ in cells)
     assert total == len(matrix.tasks) ** 2
     assert sum(count * value for count, value in cells) / total == pytest.approx(float(metrics.average(matrix)))
+
+
+@given(squares())
+@settings(max_examples=20)
+def test_formulas_written_out(matrix: ScoreMatrix) -> None:
+    t = len(matrix.tasks)
+    a = np.array(matrix.values)[:, :t]  # a[i, j - 1] is A[i, j]
+    last, own, later = a[t], np.array([a[j, j - 1] for j in range(1, t + 1)]), range(1, t)
+    past = [a[j + 2 :, j].min() for j in range(t - 1)]
+    lower = [a[i, j] for i in range(1, t + 1) for j in range(i - 1)]
+    upper = [a[i, j] for i in range(1, t + 1) for j in range(i, t)]
+    expected = {
+        "transfer": np.mean([a[1 : j + 1, j].mean() for j in later]),
+        "average": a[1:].mean(),
+        "last": last.mean(),
+        "backward_transfer": (last - own)[:-1].mean(),
+        "forward_transfer": np.mean([a[j, j] - a[0, j] for j in later]),
+        "average_incremental_accuracy": np.mean([a[k, :k].mean() for k in range(1, t + 1)]),
+        "minimum_accuracy": np.mean(past),
+        "worst_case_accuracy": last[-1] / t + (1 - 1 / t) * np.mean(past),
+        **{"in_domain": own.mean(), "backward": np.mean(lower), "forward": np.mean(upper)},
+        "geometric_mean": np.sqrt(last.mean() * matrix.values[t][t]),
+    }
+    for name, value in expected.items():
+        assert float(getattr(metrics, name)(matrix)) == pytest.approx(value, abs=1e-9), name
+    best = {
+        "chaudhry": [a[1:t, j].max() for j in range(t - 1)],
+        "since_learned": [a[j + 1 : t, j].max() for j in range(t - 1)],
+        "incl_last": [a[1:, j].max() for j in range(t - 1)],
+        "incl_last_lower_triangle_only": [a[j + 1 :, j].max() for j in range(t - 1)],
+        "initial": own[:-1],
+    }
+    for variant, reference in best.items():
+        found = metrics.forgetting(matrix, variant=variant)  # type: ignore[arg-type]
+        assert float(found) == pytest.approx(np.mean(reference - last[:-1]), abs=1e-9), variant
 
 
 @given(squares())
