@@ -45,7 +45,7 @@ def fomo_in_flux(
         held_out: folders of data sets that no task trains.
         tasks: how many tasks the sequence is cut into; the first ones are longer by one where it does not divide.
         steps: optimizer steps of each task. 1,420 is the published budget of full fine-tuning of a ViT-B/16 with 20
-            tasks and batches of 512.
+            tasks and batches of 512; `mmcl.functional.budgets.steps_within_budget` gives that of other methods.
         pretraining: shards of pretraining pairs.
         subset: samples of each set that evaluations within tasks use.
 

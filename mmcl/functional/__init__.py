@@ -8,7 +8,8 @@ from mmcl.functional.adaptation import (
     symmetric_cross_entropy,
     view_contrastive_loss,
 )
-from mmcl.functional.averaging import ema, interpolate, running_average
+from mmcl.functional.averaging import ema, fisher_interpolate, interpolate, running_average
+from mmcl.functional.budgets import steps_within_budget
 from mmcl.functional.contrastive import compatible_momentum, momentum_contrast_loss, random_queue, update_queue
 from mmcl.functional.distillation import (
     distillation_loss,
@@ -120,6 +121,7 @@ __all__ = [
     "ewc_penalty",
     "feature_distillation_loss",
     "fisher_diagonal",
+    "fisher_interpolate",
     "gem_projection",
     "infinite",
     "instruction_residual",
@@ -158,6 +160,7 @@ __all__ = [
     "solve_ridge",
     "sparse_projection",
     "squared_output_norm",
+    "steps_within_budget",
     "stochastic_restore",
     "subspace_logits",
     "subspace_overlap",

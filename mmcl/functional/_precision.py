@@ -25,6 +25,9 @@ def no_autocast(tensor: Tensor) -> torch.autocast:
 
 
 def unit(features: Tensor) -> Tensor:
-    """`features` (..., D) divided by their L2 norm over the last axis."""
+    """`features` (..., D) divided by their L2 norm over the last axis; zeros give what is not a number.
+
+    In metrics, where that is never found. Losses take `torch.nn.functional.normalize`, which leaves zeros as they are.
+    """
     length: Tensor = torch.linalg.vector_norm(features, dim=-1, keepdim=True)
     return features / length

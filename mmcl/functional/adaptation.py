@@ -1,7 +1,7 @@
 """Test-time adaptation: losses on predictions without labels, and the restoration of weights.
 
-Every loss gives one number a row, so that rows which are padding can be left out of the mean. Rows are (..., C) logits,
-unmasked; softmax and logarithm are taken in float32 or the inputs' wider type.
+Every loss gives one number a row, so that rows which are padding can be left out of the mean. Rows are (..., C) logits;
+softmax and logarithm are taken in float32 or the inputs' wider type, and a class at minus infinity counts for nothing.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mmcl.errors import MmclError
+from mmcl.functional._divergence import cross_entropy
 from mmcl.functional._precision import no_autocast, widen
 
 
@@ -27,7 +28,7 @@ def softmax_entropy(logits: Tensor) -> Tensor:
     1.3863
     """
     (rows,) = widen(logits)
-    return _cross_entropy(rows, rows)
+    return cross_entropy(rows, rows)
 
 
 def consistency_loss(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
@@ -47,7 +48,7 @@ def consistency_loss(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
     1.3863
     """
     student, teacher = _pair(student_logits, teacher_logits)
-    return _cross_entropy(student, teacher)
+    return cross_entropy(student, teacher)
 
 
 def symmetric_cross_entropy(student_logits: Tensor, teacher_logits: Tensor, alpha: float = 0.5) -> Tensor:
@@ -68,7 +69,7 @@ def symmetric_cross_entropy(student_logits: Tensor, teacher_logits: Tensor, alph
     True
     """
     student, teacher = _pair(student_logits, teacher_logits)
-    return (1 - alpha) * _cross_entropy(student, teacher) + alpha * _cross_entropy(teacher, student)
+    return (1 - alpha) * cross_entropy(student, teacher) + alpha * cross_entropy(teacher, student)
 
 
 def stochastic_restore(parameter: Tensor, source: Tensor, mask: Tensor) -> Tensor:
@@ -142,10 +143,6 @@ def view_contrastive_loss(views: Tensor, *, valid: Tensor | None = None, tempera
     positive = (owner[:, None] == owner[None, :]) & ~self_
     means = scores.masked_fill(~positive, 0.0).sum(dim=1) / (count - 1)
     return -means[kept].mean()
-
-
-def _cross_entropy(rows: Tensor, targets: Tensor) -> Tensor:
-    return -(targets.softmax(dim=-1) * F.log_softmax(rows, dim=-1)).sum(dim=-1)
 
 
 def _pair(student_logits: Tensor, teacher_logits: Tensor) -> tuple[Tensor, ...]:

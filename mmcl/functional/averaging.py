@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from mmcl.errors import MmclError
-from mmcl.functional._precision import wider_dtype
+from mmcl.functional._precision import widen, wider_dtype
 
 Weights = TypeVar("Weights", bound=Mapping[str, Tensor])
 
@@ -82,6 +82,51 @@ def interpolate(start: Weights, end: Mapping[str, Tensor], *, alpha: float) -> W
     if not math.isfinite(alpha):
         raise MmclError(f"alpha must be a finite number, got {alpha}")
     return _lerp(start, end, alpha, accumulates=False)
+
+
+def fisher_interpolate(
+    start: Weights,
+    end: Mapping[str, Tensor],
+    start_fisher: Mapping[str, Tensor],
+    end_fisher: Mapping[str, Tensor],
+    *,
+    alpha: float,
+    floor: float = 1e-8,
+) -> Weights:
+    """Interpolation by how sure each model is of a weight (Matena & Raffel, NeurIPS 2022; as in the code of WiSE-FT).
+
+    start <- ((1 - alpha) F_0 start + alpha F_1 end) / ((1 - alpha) F_0 + alpha F_1), each F at least `floor`. A tensor
+    without Fisher information has F = 1, which is `interpolate`.
+
+    Args:
+        start: written in place.
+        end: of the same names and shapes.
+        start_fisher: diagonal Fisher information of `start`, for some of its tensors.
+        end_fisher: of `end`, for the same ones.
+        alpha: weight of `end`, from 0 to 1.
+        floor: above 0. The code of WiSE-FT has 1e-8.
+
+    Raises:
+        MmclError: names or shapes differ, or a number is out of range.
+
+    >>> f = {"w": torch.tensor([1.0, 3.0])}, {"w": torch.tensor([1.0, 1.0])}
+    >>> fisher_interpolate({"w": torch.zeros(2)}, {"w": torch.ones(2)}, *f, alpha=0.5)
+    {'w': tensor([0.5000, 0.2500])}
+    """
+    if not 0 <= alpha <= 1 or not floor > 0:
+        raise MmclError(f"alpha must be within 0..1 and floor above 0, got {alpha} and {floor}")
+    same_structure(start, end)
+    same_structure(start_fisher, end_fisher)
+    same_structure({name: start[name] for name in start_fisher if name in start}, start_fisher)
+    plain = {name: tensor for name, tensor in start.items() if name not in start_fisher}
+    _lerp(plain, {name: end[name] for name in plain}, alpha, accumulates=False)
+    with torch.no_grad():
+        for name, tensor in _untied({name: start[name] for name in start_fisher}):
+            others = (held[name].to(tensor.device) for held in (end, start_fisher, end_fisher))
+            first, last, before, after = widen(tensor, *others)
+            low, high = (1 - alpha) * before.clamp(min=floor), alpha * after.clamp(min=floor)
+            tensor.copy_((low * first + high * last) / (low + high))
+    return start
 
 
 def _lerp(first: Weights, second: Mapping[str, Tensor], weight: float, *, accumulates: bool) -> Weights:

@@ -8,9 +8,10 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.nn.functional import normalize
 
 from mmcl.errors import MmclError
-from mmcl.functional._precision import no_autocast, unit, widen, wider_dtype
+from mmcl.functional._precision import no_autocast, widen, wider_dtype
 from mmcl.functional.averaging import ema
 
 Weights = TypeVar("Weights", bound=Mapping[str, Tensor])
@@ -64,8 +65,8 @@ def momentum_contrast_loss(
     )
     with no_autocast(v):
         targets = torch.arange(len(v), device=v.device)
-        to_text = unit(v) @ torch.cat([unit(tm).T, texts], dim=1) / temperature
-        to_image = unit(t) @ torch.cat([unit(vm).T, images], dim=1) / temperature
+        to_text = normalize(v) @ torch.cat([normalize(tm).T, texts], dim=1) / temperature
+        to_image = normalize(t) @ torch.cat([normalize(vm).T, images], dim=1) / temperature
         return (F.cross_entropy(to_text, targets) + F.cross_entropy(to_image, targets)) / 2
 
 
@@ -94,7 +95,7 @@ def update_queue(queue: Tensor, features: Tensor, pointer: int) -> int:
         raise MmclError(f"pointer {pointer} lies outside a queue of {size}")
     with torch.no_grad():
         columns = (torch.arange(rows, device=queue.device) + pointer) % size
-        queue[:, columns] = unit(features.detach().to(wider_dtype(features))).T.to(queue)
+        queue[:, columns] = normalize(features.detach().to(wider_dtype(features))).T.to(queue)
     return (pointer + rows) % size
 
 
@@ -104,7 +105,7 @@ def random_queue(width: int, size: int, generator: torch.Generator) -> Tensor:
     >>> random_queue(3, 5, torch.Generator().manual_seed(0)).norm(dim=0)
     tensor([1.0000, 1.0000, 1.0000, 1.0000, 1.0000])
     """
-    return unit(torch.randn(size, width, generator=generator)).T.contiguous()
+    return normalize(torch.randn(size, width, generator=generator)).T.contiguous()
 
 
 def compatible_momentum(

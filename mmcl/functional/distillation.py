@@ -1,16 +1,17 @@
 """Distillation losses: the student's outputs, similarities or features are held to those of a teacher.
 
-Gradients reach the student's arguments only. Features are not normalised on input.
+Gradients reach the student's arguments only. Features are not normalised on input; one of length 0 stays 0.
 """
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
+from torch.nn.functional import normalize
 
 from mmcl.errors import MmclError
-from mmcl.functional._precision import no_autocast, unit, widen
+from mmcl.functional._divergence import cross_entropy, divergence
+from mmcl.functional._precision import no_autocast, widen
 
 MASKED_DIAGONAL = -1e4
 CTP_MASKED_DIAGONAL = -1000.0
@@ -23,7 +24,7 @@ def distillation_loss(teacher_logits: Tensor, student_logits: Tensor, *, tempera
     its value includes the teacher's entropy, its gradient is that of T^2 KL.
 
     Args:
-        teacher_logits: (R, C).
+        teacher_logits: (R, C). A class at minus infinity counts for nothing.
         student_logits: (R, C).
         temperature: T, above 0.
 
@@ -36,9 +37,7 @@ def distillation_loss(teacher_logits: Tensor, student_logits: Tensor, *, tempera
     """
     _check(temperature, teacher_logits=teacher_logits, student_logits=student_logits)
     teacher, student = widen(teacher_logits.detach(), student_logits)
-    targets = F.softmax(teacher / temperature, dim=-1)
-    rows = (targets * F.log_softmax(student / temperature, dim=-1)).sum(dim=-1)
-    return -rows.mean() * temperature**2
+    return cross_entropy(student / temperature, teacher / temperature).mean() * temperature**2
 
 
 def zscl_loss(
@@ -74,8 +73,8 @@ def zscl_loss(
         student_image_features, teacher_image_features.detach(), teacher_text_features.detach()
     )
     with no_autocast(student):
-        anchors = logit_scale * unit(texts).T
-        student_logits, teacher_logits = unit(student) @ anchors, unit(teacher) @ anchors
+        anchors = logit_scale * normalize(texts).T
+        student_logits, teacher_logits = normalize(student) @ anchors, normalize(teacher) @ anchors
         image_to_text = distillation_loss(teacher_logits, student_logits, temperature=temperature)
         text_to_image = distillation_loss(teacher_logits.T, student_logits.T, temperature=temperature)
     return image_to_text, text_to_image
@@ -102,7 +101,8 @@ def similarity_distillation_loss(
     _rows(student_features, teacher_features, "teacher_features")
     student, teacher = widen(student_features, teacher_features.detach())
     with no_autocast(student):
-        logits = [_mask_diagonal(logit_scale * unit(x) @ unit(x).T, MASKED_DIAGONAL) for x in (teacher, student)]
+        rows = [normalize(x) for x in (teacher, student)]
+        logits = [_mask_diagonal(logit_scale * x @ x.T, MASKED_DIAGONAL) for x in rows]
         return distillation_loss(logits[0], logits[1], temperature=temperature)
 
 
@@ -118,7 +118,7 @@ def feature_distillation_loss(teacher_features: Tensor, student_features: Tensor
     """
     _check(1.0, teacher_features=teacher_features, student_features=student_features)
     teacher, student = widen(teacher_features.detach(), student_features)
-    return (unit(teacher) - unit(student)).square().mean()
+    return (normalize(teacher) - normalize(student)).square().mean()
 
 
 def topology_preservation_loss(
@@ -162,7 +162,7 @@ def topology_preservation_loss(
         reference_text_features.detach(),
     )
     with no_autocast(v):
-        v, t, vr, tr = unit(v), unit(t), unit(vr), unit(tr)
+        v, t, vr, tr = normalize(v), normalize(t), normalize(vr), normalize(tr)
         between = v @ t.T
         between_reference = vr @ tr.T
         pairs = ((between_reference, between), (between_reference.T, between.T))
@@ -184,7 +184,7 @@ def divergence_loss(reference_logits: Tensor, student_logits: Tensor, *, tempera
     The form of CTP's parts. Its baseline LwF takes it of raw features, over their D values, at T = 0.07.
 
     Args:
-        reference_logits: (R, C).
+        reference_logits: (R, C). A class at minus infinity counts for nothing.
         student_logits: (R, C).
         temperature: T, above 0.
 
@@ -193,12 +193,7 @@ def divergence_loss(reference_logits: Tensor, student_logits: Tensor, *, tempera
     """
     _check(temperature, reference_logits=reference_logits, student_logits=student_logits)
     reference, student = widen(reference_logits.detach(), student_logits)
-    return F.kl_div(
-        F.log_softmax(student / temperature, dim=-1),
-        F.log_softmax(reference / temperature, dim=-1),
-        reduction="batchmean",
-        log_target=True,
-    )
+    return divergence(student / temperature, reference / temperature) / len(reference)
 
 
 def _mask_diagonal(similarities: Tensor, value: float) -> Tensor:

@@ -130,7 +130,8 @@ def magmax(
     >>> magmax({"w": torch.zeros(3)}, vectors, 1.0)
     {'w': tensor([-2., -3., -2.])}
     """
-    largest = {name: torch.zeros_like(_wide(base[name])) for name in _floating(base)}
+    contiguous = torch.contiguous_format
+    largest = {name: torch.zeros_like(_wide(base[name]), memory_format=contiguous) for name in _floating(base)}
     for number, vector in enumerate(vectors, 1):
         running_magmax(largest, dict(_fitting(base, vector, number)), later_wins=later_wins)
     return task_arithmetic(base, [largest], scale)
@@ -155,11 +156,13 @@ def running_magmax(largest: Weights, vector: Mapping[str, Tensor], *, later_wins
     same_structure(largest, vector)
     with torch.no_grad():
         for name, kept in largest.items():
-            new = vector[name].to(kept).reshape(-1)
-            for ours, theirs in zip(torch.split(kept.view(-1), CHUNK), torch.split(new, CHUNK), strict=True):
+            flat, new = kept.reshape(-1), vector[name].to(kept).reshape(-1)
+            for ours, theirs in zip(torch.split(flat, CHUNK), torch.split(new, CHUNK), strict=True):
                 ahead = theirs.abs().sub_(ours.abs())
                 # 1 or 0: the interpolation picks one of the two exactly, and is faster than a boolean mask.
                 ours.lerp_(theirs, ahead.ge_(0) if later_wins else ahead.gt_(0))
+            if not kept.is_contiguous():  # then `flat` is a copy
+                kept.copy_(flat.view(kept.shape))
     return largest
 
 
@@ -273,11 +276,14 @@ def model_stock(base: Mapping[str, Tensor], vectors: Sequence[Mapping[str, Tenso
     for rows_of in zip(*(_fitting(base, vector, number) for number, vector in enumerate(vectors, 1)), strict=True):
         name = rows_of[0][0]
         rows = [value.to(merged[name]) for _, value in rows_of]
-        # The angles in float32, as in the code of FoMo-in-Flux: its float64 results rest on that.
+        # Angles of float32 vectors, in float32, as in the code of FoMo-in-Flux: its float64 results rest on that. Sums
+        # are float64, for in float32 their order shows, which is another one on another processor.
         narrow = [row.float() for row in rows]
-        norms = [row.square().sum().sqrt() for row in narrow]
+        squares = [row.square().sum(dtype=torch.float64) for row in narrow]
         pairs = [(i, j) for i in range(count) for j in range(i)]
-        cosines = [(narrow[i] * narrow[j]).sum() / (norms[i] * norms[j] + CANCEL) for i, j in pairs]
+        dots = [(narrow[i] * narrow[j]).sum(dtype=torch.float64) for i, j in pairs]
+        lengths = [(squares[i] * squares[j]).sqrt() for i, j in pairs]
+        cosines = [(dot / (length + CANCEL)).float() for dot, length in zip(dots, lengths, strict=True)]
         cosine = float(torch.stack(cosines).mean())
         if acute and cosine < 0:
             continue

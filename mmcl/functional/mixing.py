@@ -115,8 +115,13 @@ def dcpt_law(
     gamma: float,
     eta: float,
     epsilon: float = 0.0,
+    F: float = 0.0,
+    K: float = 1.0,
+    mu: float = 1.0,
 ) -> float:
     """Loss on one corpus of a mixture: E + A / N^alpha + B r^eta / D^beta + C / (r + eps)^gamma (D-CPT law, 2024).
+
+    The law across domains adds F / K^mu, K the learnability of the domain at hand.
 
     Args:
         parameters: N, of the model.
@@ -131,21 +136,24 @@ def dcpt_law(
         gamma: exponent of the share.
         eta: how the share enters the tokens' part.
         epsilon: keeps the last part finite at share 0.
+        F: of the domain; 0 leaves its part out.
+        K: the domain's learnability, above 0.
+        mu: exponent of K.
 
     Raises:
-        MmclError: N or D is not above 0, or r + epsilon is not.
+        MmclError: N, D or K is not above 0, or r + epsilon is not.
 
     >>> fitted = dict(E=1.0, A=10.0, B=10.0, C=0.5, alpha=0.5, beta=0.5, gamma=1.0, eta=1.0)
     >>> dcpt_law(100.0, 400.0, 0.5, **fitted)
     3.25
     """
-    if parameters <= 0 or tokens <= 0 or share < 0 or share + epsilon <= 0:
+    if parameters <= 0 or tokens <= 0 or K <= 0 or share < 0 or share + epsilon <= 0:
         raise MmclError(
-            f"dcpt_law: {parameters} parameters and {tokens} tokens must be above 0, share {share} 0 or more, and it "
-            f"plus epsilon {epsilon} above 0"
+            f"dcpt_law: {parameters} parameters, {tokens} tokens and K {K} must be above 0, share {share} 0 or more, "
+            f"and it plus epsilon {epsilon} above 0"
         )
     size, data, rest = A / parameters**alpha, B * share**eta / tokens**beta, C / (share + epsilon) ** gamma
-    return float(E + size + data + rest)
+    return float(E + size + data + rest + F / K**mu)
 
 
 def cmr_law(tokens: float, *, b0: float, b1: float, s: float) -> float:

@@ -1,6 +1,7 @@
 """Scores: the score matrix and its summaries, zero-shot classification and retrieval."""
 
 from mmcl.metrics.matrix import ScoreMatrix
+from mmcl.metrics.precision import mean_average_precision
 from mmcl.metrics.retrieval import RetrievalRecall, retrieval_recall, retrieval_recall_from_similarity
 from mmcl.metrics.summaries import (
     Summary,
@@ -17,6 +18,8 @@ from mmcl.metrics.summaries import (
     knowledge_accumulation,
     last,
     minimum_accuracy,
+    seen_average,
+    stepwise_forgetting,
     summarize,
     transfer,
     windowed_forgetting,
@@ -44,9 +47,12 @@ __all__ = [
     "in_domain",
     "knowledge_accumulation",
     "last",
+    "mean_average_precision",
     "minimum_accuracy",
     "retrieval_recall",
     "retrieval_recall_from_similarity",
+    "seen_average",
+    "stepwise_forgetting",
     "summarize",
     "transfer",
     "windowed_forgetting",

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mmcl.errors import ConfigError, RunError, near
+from mmcl.functional._precision import widen
 from mmcl.metrics.probes import Encode, Probe, ProbeResult
 from mmcl.outputs import Batch, Outputs
 from mmcl.stream import EvalSet
@@ -104,6 +105,6 @@ def _rows(batch: Batch, outputs: Outputs) -> list[tuple[Tensor, Tensor]]:
         raise RunError("perplexity: the outputs hold no logits, targets and valid; the module predicts no tokens")
     sizes: Tensor = batch.get("target_bytes", torch.zeros_like(outputs.targets))
     return [
-        (F.cross_entropy(logits[keep].float(), targets[keep], reduction="none").double(), size[keep])
+        (F.cross_entropy(widen(logits[keep])[0], targets[keep], reduction="none").double(), size[keep])
         for logits, targets, keep, size in zip(outputs.logits, outputs.targets, outputs.valid, sizes, strict=True)
     ]

@@ -37,6 +37,8 @@ __all__ = [
     "knowledge_accumulation",
     "last",
     "minimum_accuracy",
+    "seen_average",
+    "stepwise_forgetting",
     "summarize",
     "transfer",
     "windowed_forgetting",
@@ -85,6 +87,13 @@ def average(matrix: ScoreMatrix, *, missing: Missing = "error") -> Summary:
     )
 
 
+def seen_average(matrix: ScoreMatrix, *, missing: Missing = "error") -> Summary:
+    """ODCL's seen average (CoLeCLIP): each column's mean over the rows from its own task's to T, then the mean."""
+    rows = {column: range(matrix.trained_by(column)[0], len(matrix.tasks) + 1) for column in matrix.trained}
+    definition = "mean score on each trained column after its own task and all later ones, then mean over columns"
+    return _mean_of_scores(matrix, rows, definition, NO_COLUMN, missing)
+
+
 def last(matrix: ScoreMatrix, *, missing: Missing = "error") -> Summary:
     """MTIL Last: mean over trained columns of row T."""
     rows = {column: [len(matrix.tasks)] for column in matrix.trained}
@@ -101,15 +110,20 @@ def average_accuracy(matrix: ScoreMatrix, *, after: int | None = None, missing: 
     return _mean_of_scores(matrix, rows, "mean score on the columns trained so far", NO_COLUMN, missing)
 
 
-def backward_transfer(matrix: ScoreMatrix, *, missing: Missing = "error") -> Summary:
-    """GEM BWT: mean of A[T, j] - A[task of j, j] over the columns learned before task T. Negative is forgetting."""
-    final = len(matrix.tasks)
+def backward_transfer(matrix: ScoreMatrix, *, after: int | None = None, missing: Missing = "error") -> Summary:
+    """GEM BWT after task k = `after` (default T): mean of A[k, j] - A[task of j, j] over the columns learned before k.
+
+    Negative is forgetting. TRACE's BWT counts task k's own column as a 0: it is (k - 1) / k times this one.
+    """
+    k = row_after(matrix, after, first=1)
     reader = Reader(matrix, missing)
     shares: dict[str, float | None] = {}
     for column in matrix.trained:
-        learned = matrix.trained_by(column)[-1]
-        earlier = learned < final
-        shares[column] = difference(reader.better(final, column), reader.better(learned, column)) if earlier else None
+        learned = [task for task in matrix.trained_by(column) if task <= k]
+        if not learned:
+            continue
+        change = difference(reader.better(k, column), reader.better(learned[-1], column)) if learned[-1] < k else None
+        shares[column] = change
     definition = (
         "mean over earlier columns of (score after the last task - score after their own task); positive: better"
     )
@@ -168,6 +182,27 @@ def forgetting(
         shares,
         f"mean over earlier columns of (reference - current score), reference {variant!r}; positive: lost",
         NO_LATER if matrix.trained else NO_COLUMN,
+    )
+
+
+def stepwise_forgetting(matrix: ScoreMatrix, *, missing: Missing = "error") -> Summary:
+    """CODA-Prompt's forgetting: mean over tasks t > 1 of the mean of A[t-1, j] - A[t, j] over columns learned before t.
+
+    The drops of one task each: much smaller than what `forgetting` gives, and not comparable with it.
+    """
+    reader = Reader(matrix, missing)
+    drops: dict[str, list[float | None]] = {column: [] for column in matrix.trained}
+    steps: list[float | None] = []
+    for t in range(2, len(matrix.tasks) + 1):
+        earlier = [column for column in matrix.trained if matrix.trained_by(column)[0] < t]
+        for column in earlier:
+            drops[column].append(difference(reader.better(t - 1, column), reader.better(t, column)))
+        steps.append(mean(drops[column][-1] for column in earlier))
+    return reader.summary(
+        {column: mean(its) for column, its in drops.items()},
+        "mean over tasks of the mean drop on earlier columns in that task alone; positive: lost",
+        NO_LATER if drops else NO_COLUMN,
+        value=mean(steps),
     )
 
 

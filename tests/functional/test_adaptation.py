@@ -64,6 +64,17 @@ def test_symmetric_cross_entropy_weighs_its_two_directions(alpha: float) -> None
     torch.testing.assert_close(symmetric_cross_entropy(s, t, alpha), wanted, **EXACT)
 
 
+def test_a_masked_class_counts_for_nothing() -> None:
+    s, t = torch.randn(2, 3, 6, 5, dtype=torch.float64).unbind()
+    live = [x.index_fill(-1, torch.tensor([1, 3]), -torch.inf).requires_grad_() for x in (s, t)]
+    kept = [x[..., [0, 2, 4]] for x in (s, t)]
+    for loss, count in ((softmax_entropy, 1), (consistency_loss, 2), (symmetric_cross_entropy, 2)):
+        found = loss(*live[:count])
+        torch.testing.assert_close(found, loss(*kept[:count]), **EXACT)
+        for gradient in torch.autograd.grad(found.sum(), live[:count]):
+            assert gradient.isfinite().all() and (gradient[..., [1, 3]] == 0).all()
+
+
 def test_losses_take_half_precision_in_float32() -> None:
     logits = torch.randn(3, 4).bfloat16()
     assert softmax_entropy(logits).dtype == torch.float32

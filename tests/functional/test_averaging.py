@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from mmcl.errors import MmclError
-from mmcl.functional import ema, interpolate, running_average
+from mmcl.functional import ema, fisher_interpolate, interpolate, running_average
 
 PARITY = Path(__file__).parents[1] / "parity"
 NUMBERS = st.floats(-1e3, 1e3, allow_nan=False, width=64)
@@ -52,6 +52,26 @@ def test_wise_parity() -> None:
         )
         for name in "wb":
             close(merged[name], a[f"plain.{name}"][k])
+
+
+def test_fisher_weighted_wise_parity() -> None:
+    a = arrays("wise/wise_ft_f64.npz")
+    fishers = [{"w": a[f"fisher{i}.w"]} for i in (0, 1)]
+    for k, alpha in enumerate(a["alphas"].tolist()):
+        start = {name: a[f"theta0.{name}"].clone() for name in "wb"}
+        end = {name: a[f"theta1.{name}"] for name in "wb"}
+        assert fisher_interpolate(start, end, *fishers, alpha=alpha, floor=float(a["fisher_floor"])) is start
+        for name in "wb":
+            close(start[name], a[f"fisher_weighted.{name}"][k])
+
+
+def test_fisher_weighted_interpolation_of_tied_narrow_and_whole_numbers() -> None:
+    shared = torch.zeros(2, dtype=torch.bfloat16)
+    start = {"a": shared, "b": shared, "n": torch.tensor(1)}
+    end = {"a": torch.ones(2), "b": torch.ones(2), "n": torch.tensor(2)}
+    fisher = {name: torch.tensor([1.0, 0.0]) for name in "ab"}
+    fisher_interpolate(start, end, fisher, fisher, alpha=0.25)
+    assert shared.tolist() == [0.25, 0.25] and start["n"] == 2
 
 
 @pytest.mark.parametrize("decay", ["0.9", "0.999", "0.9998"])
@@ -148,6 +168,8 @@ def test_parameters_of_a_module_are_written_in_place() -> None:
         (lambda: running_average({"w": torch.zeros(2)}, {"w": torch.zeros(2)}, count=-1), "count"),
         (lambda: ema({"w": torch.zeros(2)}, {"w": torch.zeros(2)}, decay=1.5), "decay"),
         (lambda: interpolate({"w": torch.zeros(2)}, {"w": torch.zeros(2)}, alpha=float("nan")), "alpha"),
+        (lambda: fisher_interpolate({}, {}, {"w": torch.zeros(2)}, {"w": torch.zeros(2)}, alpha=0.5), "'w' is missing"),
+        (lambda: fisher_interpolate({}, {}, {}, {}, alpha=0.5, floor=0.0), "floor above 0"),
         (lambda: ema({"w": torch.zeros(2).half()}, {"w": torch.zeros(2)}, decay=0.5), "keep averages in float32"),
     ],
 )

@@ -166,6 +166,20 @@ def test_queue_goes_round() -> None:
     assert queue.tolist() == [[0.0, -1.0, 0.0, -1.0, 1.0], [1.0, 0.0, 1.0, 0.0, 0.0]]
 
 
+def test_a_feature_of_length_0_stays_0() -> None:
+    v, t, vm, tm = torch.randn(4, 3, 2, dtype=torch.float64).unbind()
+    vm[1] = 0
+    queues = [F.normalize(torch.randn(2, 4, dtype=torch.float64), dim=0) for _ in range(2)]
+    targets = torch.arange(3)
+    logits = [
+        F.normalize(a) @ torch.cat([F.normalize(b).T, q], 1) for a, b, q in ((v, tm, queues[1]), (t, vm, queues[0]))
+    ]
+    expected = sum(F.cross_entropy(x / 0.07, targets) for x in logits) / 2
+    close(momentum_contrast_loss(v, t, vm, tm, *queues, temperature=0.07), torch.as_tensor(expected))
+    update_queue(queues[0], vm, 1)
+    assert queues[0].isfinite().all() and (queues[0][:, 2] == 0).all()
+
+
 def test_only_the_student_receives_a_gradient_and_half_precision_is_widened() -> None:
     features = [torch.randn(4, 8, requires_grad=True) for _ in range(4)]
     queues = [F.normalize(torch.randn(8, 6), dim=0) for _ in range(2)]

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from mmcl.errors import MmclError
 from mmcl.functional import (
     distillation_loss,
+    divergence_loss,
     feature_distillation_loss,
     similarity_distillation_loss,
     topology_preservation_loss,
@@ -139,6 +140,43 @@ def test_large_scales_stay_finite() -> None:
     i2t, t2i = zscl_loss(student, torch.randn(5, 8), torch.randn(700, 8), logit_scale=100.0, temperature=0.01)
     (i2t + t2i).backward()
     assert torch.isfinite(student.grad).all()
+
+
+def test_a_feature_of_length_0_has_a_similarity_of_0() -> None:
+    """As in the losses that the modules train with, so that distillation is not what ends a run."""
+    student, teacher, texts = torch.randn(3, 4, 3, dtype=torch.float64).unbind()
+    student[1] = 0
+    student.requires_grad_()
+    i2t, t2i = zscl_loss(student, teacher, texts, logit_scale=10.0, temperature=2.0)
+    z, wanted = (10.0 * F.normalize(x) @ F.normalize(texts).T for x in (student, teacher))
+    assert (z[1] == 0).all()
+    close(i2t, distillation_loss(wanted, z.detach(), temperature=2.0))
+    close(t2i, distillation_loss(wanted.T, z.detach().T, temperature=2.0))
+    parts = (
+        *topology_preservation_loss(student, texts, teacher, texts, temperature=0.07),
+        similarity_distillation_loss(student, teacher, logit_scale=10.0, temperature=1.0),
+        feature_distillation_loss(teacher, student),
+    )
+    (gradient,) = torch.autograd.grad(i2t + t2i + torch.stack(parts).sum(), student)
+    assert gradient.isfinite().all()
+
+
+@pytest.mark.parametrize("loss", [distillation_loss, divergence_loss])
+def test_a_masked_class_counts_for_nothing(loss) -> None:
+    teacher, student = torch.randn(2, 5, 4, dtype=torch.float64).unbind()
+    masked = torch.tensor([False, True, False, False])
+    live = student.masked_fill(masked, -torch.inf).requires_grad_()
+    expected = loss(teacher[:, ~masked], student[:, ~masked], temperature=2.0)
+    found = loss(teacher.masked_fill(masked, -torch.inf), live, temperature=2.0)
+    close(found, expected)
+    (gradient,) = torch.autograd.grad(found, live)
+    assert gradient.isfinite().all() and (gradient[:, masked] == 0).all() and gradient[:, ~masked].abs().sum() > 0
+    # The student's chance of what the teacher rules out lowers its others, as in torch's own divergence.
+    unmasked = loss(teacher.masked_fill(masked, -torch.inf), student, temperature=2.0)
+    chances = (teacher.masked_fill(masked, -torch.inf) / 2).softmax(dim=1)
+    kl = F.kl_div((student / 2).log_softmax(dim=1), chances, reduction="batchmean")
+    entropy = -torch.special.xlogy(chances, chances).sum(dim=1).mean()
+    close(unmasked, kl if loss is divergence_loss else 4 * (kl + entropy))
 
 
 @pytest.mark.parametrize(

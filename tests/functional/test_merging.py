@@ -203,6 +203,24 @@ def test_merges_leave_their_inputs_and_integers_alone(merge: Any) -> None:
 
 
 @pytest.mark.parametrize("merge", MERGES.values(), ids=MERGES)
+def test_merges_do_not_depend_on_how_weights_lie_in_memory(merge: Any) -> None:
+    torch.manual_seed(0)
+    convolution = torch.channels_last
+    models = [{"c": torch.randn(4, 3, 2, 2).to(memory_format=convolution), "t": torch.randn(5, 4).T} for _ in range(3)]
+    plain = [{name: value.contiguous() for name, value in model.items()} for model in models]
+    found, expected = (merge(m[0], [task_vector(model, m[0]) for model in m[1:]]) for m in (models, plain))
+    for name in expected:
+        torch.testing.assert_close(found[name], expected[name])
+    kept = {name: torch.zeros_like(value) for name, value in models[0].items()}
+    assert not kept["c"].is_contiguous() and not kept["t"].is_contiguous()
+    for model in models:
+        running_magmax(kept, model)
+    for name, value in kept.items():
+        rows = torch.stack([model[name] for model in models])
+        assert torch.equal(value, rows.gather(0, rows.abs().argmax(0, keepdim=True))[0])
+
+
+@pytest.mark.parametrize("merge", MERGES.values(), ids=MERGES)
 def test_what_does_not_fit_is_named(merge: Any) -> None:
     base = {"v": torch.zeros(2), "w": torch.zeros(5, 2)}
     good = {"v": torch.ones(2), "w": torch.ones(5, 2)}
@@ -231,6 +249,16 @@ def test_model_stock_of_more_than_two() -> None:
     cosine = sum(torch.cosine_similarity(rows[i], rows[j], dim=0) for i, j in ((0, 1), (0, 2), (1, 2))) / 3
     expected = 3 * cosine / (1 + 2 * cosine) * torch.stack(rows).mean(0)
     torch.testing.assert_close(model_stock({"w": torch.zeros(50).double()}, vectors)["w"], expected, rtol=1e-6, atol=0)
+
+
+def test_the_order_of_summation_does_not_show_in_model_stock() -> None:
+    torch.manual_seed(0)
+    base, vectors = {"w": torch.zeros(999).double()}, [{"w": torch.randn(999).double()} for _ in range(3)]
+    found = model_stock(base, vectors)["w"]
+    for _ in range(20):
+        order = torch.randperm(999)
+        other = model_stock(base, [{"w": vector["w"][order]} for vector in vectors])["w"]
+        torch.testing.assert_close(other, found[order], rtol=1e-12, atol=0)
 
 
 def test_model_stock_stays_at_the_base_where_models_moved_apart() -> None:

@@ -56,6 +56,8 @@ def test_dcpt_law_is_its_formula() -> None:
     for n, d, r, eps in ((1e8, 1e9, 0.3, 0.0), (5e8, 1e10, 1.0, 0.02), (1e8, 1e9, 0.0, 0.1)):
         expected = 1.0 + 10.0 / n**0.4 + 20.0 * r**0.6 / d**0.3 + 0.5 / (r + eps) ** 0.7
         assert math.isclose(dcpt_law(n, d, r, **FITTED, epsilon=eps), expected, rel_tol=1e-12)
+        across = dcpt_law(n, d, r, **FITTED, epsilon=eps, F=0.7, K=2.5, mu=0.4)
+        assert math.isclose(across, expected + 0.7 / 2.5**0.4, rel_tol=1e-12)
     losses = [dcpt_law(1e8, 1e10, r / 10, **FITTED) for r in range(1, 11)]
     assert losses == sorted(losses, reverse=True)  # more of a corpus, less loss on it
 
@@ -114,6 +116,7 @@ def test_rsqrt_stays_within_bounds(steps: int, warmup: float, cooldown: float) -
         (lambda: velocity_weights([-1.0], [1.0], [1.0], [0.0]), "must be 0 or more"),
         (lambda: dcpt_law(0, 1e9, 0.5, **FITTED), "0 parameters"),
         (lambda: dcpt_law(1e8, 1e9, 0.0, **FITTED), "share 0.0"),
+        (lambda: dcpt_law(1e8, 1e9, 0.5, **FITTED, K=0.0), "K 0.0"),
         (lambda: cmr_law(0.0, b0=0.1, b1=0.1, s=0.1), "0.0 tokens"),
         (lambda: rsqrt_cooldown(0, 10, 2, 11), "cool-down of 11"),
         (lambda: meta_peak("linear", 1, 10, 2), "kind 'linear'"),

@@ -3,8 +3,9 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mmcl import metrics
@@ -77,6 +78,67 @@ def test_known_relations(matrix: ScoreMatrix) -> None:
     total = sum(count for count, _ in cells)
     assert total == len(matrix.tasks) ** 2
     assert sum(count * value for count, value in cells) / total == pytest.approx(float(metrics.average(matrix)))
+
+
+@given(squares())
+@settings(max_examples=20)
+def test_formulas_written_out(matrix: ScoreMatrix) -> None:
+    t = len(matrix.tasks)
+    a = np.array(matrix.values)[:, :t]  # a[i, j - 1] is A[i, j]
+    last, own, later = a[t], np.array([a[j, j - 1] for j in range(1, t + 1)]), range(1, t)
+    past = [a[j + 2 :, j].min() for j in range(t - 1)]
+    lower = [a[i, j] for i in range(1, t + 1) for j in range(i - 1)]
+    upper = [a[i, j] for i in range(1, t + 1) for j in range(i, t)]
+    expected = {
+        "transfer": np.mean([a[1 : j + 1, j].mean() for j in later]),
+        "average": a[1:].mean(),
+        "last": last.mean(),
+        "backward_transfer": (last - own)[:-1].mean(),
+        "forward_transfer": np.mean([a[j, j] - a[0, j] for j in later]),
+        "average_incremental_accuracy": np.mean([a[k, :k].mean() for k in range(1, t + 1)]),
+        "minimum_accuracy": np.mean(past),
+        "worst_case_accuracy": last[-1] / t + (1 - 1 / t) * np.mean(past),
+        **{"in_domain": own.mean(), "backward": np.mean(lower), "forward": np.mean(upper)},
+        "geometric_mean": np.sqrt(last.mean() * matrix.values[t][t]),
+    }
+    for name, value in expected.items():
+        assert float(getattr(metrics, name)(matrix)) == pytest.approx(value, abs=1e-9), name
+    best = {
+        "chaudhry": [a[1:t, j].max() for j in range(t - 1)],
+        "since_learned": [a[j + 1 : t, j].max() for j in range(t - 1)],
+        "incl_last": [a[1:, j].max() for j in range(t - 1)],
+        "incl_last_lower_triangle_only": [a[j + 1 :, j].max() for j in range(t - 1)],
+        "initial": own[:-1],
+    }
+    for variant, reference in best.items():
+        found = metrics.forgetting(matrix, variant=variant)  # type: ignore[arg-type]
+        assert float(found) == pytest.approx(np.mean(reference - last[:-1]), abs=1e-9), variant
+
+
+@given(squares())
+def test_seen_average_is_the_lower_triangle_column_by_column(matrix: ScoreMatrix) -> None:
+    last = len(matrix.tasks)
+    columns = [[matrix[i, j] or 0 for i in range(j + 1, last + 1)] for j in range(last)]
+    expected = sum(sum(its) / len(its) for its in columns) / last
+    assert float(metrics.seen_average(matrix)) == pytest.approx(expected, abs=1e-9)
+
+
+@given(squares())
+def test_stepwise_forgetting_is_the_drops_of_one_task_each(matrix: ScoreMatrix) -> None:
+    a, last = matrix.values, len(matrix.tasks)
+    drops = [[(a[t - 1][i] or 0) - (a[t][i] or 0) for i in range(t - 1)] for t in range(2, last + 1)]
+    expected = sum(sum(its) / len(its) for its in drops) / (last - 1)
+    assert float(metrics.stepwise_forgetting(matrix)) == pytest.approx(expected, abs=1e-9)
+    assert float(metrics.stepwise_forgetting(flipped(matrix))) == pytest.approx(expected, abs=1e-9)
+
+
+def test_stepwise_forgetting_that_is_undefined_or_in_parts() -> None:
+    single = metrics.stepwise_forgetting(ScoreMatrix([[1], [2]], ["a"], ["a"]))
+    assert single.value is None and single.reason
+    holes = ScoreMatrix([None, [9, 1], [None, 8], [5, 6]], ["a", "b"], ["a", "b", None])
+    with pytest.raises(MmclError, match=r"\(2,1\) row 'b' column 'a'"):
+        metrics.stepwise_forgetting(holes)
+    assert float(metrics.stepwise_forgetting(holes, missing="skip")) == 2.0
 
 
 def test_lower_is_better_transfer_is_positive_when_errors_fall() -> None:

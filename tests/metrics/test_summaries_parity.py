@@ -60,6 +60,22 @@ def test_gem(case: dict[str, Any]) -> None:
         assert (summary.reason is None) == (summary.value is not None)
 
 
+def test_trace() -> None:
+    stream, general = cases("trace_op_bwt_delta")
+    matrix = square(stream["inputs"]["A"])
+    for t in range(1, 5):
+        expected = stream["expected"][f"t={t}"]
+        assert float(metrics.average_accuracy(matrix, after=t)) == near(expected["OP"])
+        found = metrics.backward_transfer(matrix, after=t).value
+        assert found == near(expected["BWT_over_t_minus_1"])
+        assert (found or 0.0) * (t - 1) / t == near(expected["BWT"])
+    names = [f"g{j}" for j in range(5)]
+    kept = metrics.zero_shot_retention(
+        ScoreMatrix([general["inputs"][row] for row in ("before", "after")], names, [None])
+    )
+    assert kept.parts["difference"] == near(general["expected"]["delta"])
+
+
 def test_forgetting() -> None:
     case, single = cases("forgetting_and_average_incremental")
     matrix, expected = square(case["inputs"]["A"]), case["expected"]
