@@ -97,8 +97,10 @@ def _check_weights_train(strategies: Sequence[Strategy], module: ModuleContract)
     holding, freezing = (next((s for s in strategies if getattr(s, what)), None) for what in ("holds", "freezes"))
     if holding is None or freezing is None:
         return
+    freezing = next((s for s in strategies if s.freezes_head), freezing)
     one, other = holding.title, freezing.title
-    if not any(module.is_head(canonical(name)) for name, _ in module.network.named_parameters()):
+    heads = any(module.is_head(canonical(name)) for name, _ in module.network.named_parameters())
+    if freezing.freezes_head or not heads:
         raise ConfigError(
             f"{one} works on weights of the network that train, and {other} leaves none of {type(module).__name__}; "
             "leave one of them out"

@@ -120,6 +120,8 @@ class Strategy(Recorded, nn.Module):
     """Whether it adapts while it is tested: its `wrap_forward` is called in `mmcl test` alone, with gradients on."""
     freezes: bool = False
     """Whether it freezes the whole network but for what `ModuleContract.is_head` names."""
+    freezes_head: bool = False
+    """Whether it freezes that as well, since heads of its own answer."""
     idle: bool = False
     """Whether nothing of the network trains beside it, so that samples may lack what only the objective reads."""
     holds: bool = False

@@ -70,6 +70,7 @@ class SPrompts(PromptStrategy):
         self.tune, self.rank, self.init = tune, rank, init
         self.claims = frozenset({"prompts" if tune == "prompts" else "adapters", *(["classifier"] * classifiers)})
         self.reads = frozenset({"samples"})
+        self.freezes_head = classifiers
         self.unexported = ("prompts" if tune == "prompts" else "adapters") + " and centres"
         self.add_state("centres", {})
 

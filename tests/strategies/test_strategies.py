@@ -28,6 +28,7 @@ from mmcl.strategies import (
     LoRA,
     LwF,
     MomentumInterpolation,
+    SPrompts,
     SynapticIntelligence,
     WeightConsolidation,
     WeightEnsemble,
@@ -319,6 +320,10 @@ def test_what_holds_weights_is_refused_where_none_trains(
     module.is_head = lambda name: name.startswith("visual.")
     check([LoRA(), WeightConsolidation()], module)
     assert "WeightConsolidation holds the head alone: LoRA freezes the rest of the network" in caplog.text
+    module.provides = frozenset({"sites.input"})
+    check([SPrompts(classifiers=False), WeightConsolidation()], module)
+    with pytest.raises(ConfigError, match="WeightConsolidation works on weights of the network that train, and SPr"):
+        check([SPrompts(), WeightConsolidation()], module)
 
 
 def test_consolidation_logs_its_value(data: Any) -> None:
