@@ -12,10 +12,12 @@ import cases
 import pytest
 import tiny_clip
 import torch
+from torch import nn
 from watching import FIRST_TASK, Cut, Watch, changed
 
 from mmcl import Strategy, weights
 from mmcl.errors import ConfigError
+from mmcl.functional.lowrank import dora_weight, row_norm
 from mmcl.session import Session
 from mmcl.strategies import BitFit, CoDyRA, DoRA, LNFit, LoRA, VeRA, WeightEnsemble
 
@@ -113,6 +115,72 @@ def test_adapters_go_where_the_module_trains() -> None:
 def test_bad_arguments_are_refused(build: Any, words: str) -> None:
     with pytest.raises(ConfigError, match=re.escape(words)):
         build()
+
+
+def on_clip(strategy: Any) -> Any:
+    """Adapters on a tiny CLIP with random values of their own, equal for equal adapters."""
+    reach: Any = SimpleNamespace(
+        module=tiny_clip.module(), generator=lambda task, name: torch.Generator().manual_seed(1)
+    )
+    strategy.attach_reach(reach)
+    strategy.setup(SimpleNamespace(tasks=[None]))
+    torch.manual_seed(0)
+    for parameter in strategy.adapters.parameters():
+        parameter.data = torch.randn(parameter.shape)
+    return strategy
+
+
+@pytest.mark.parametrize(
+    ("plain", "scaled", "factor"),
+    [(LoRA(2), LoRA(2, scale=3.0), 3), (LoRA(2), LoRA(2, alpha=8.0), 4), (VeRA(4), VeRA(4, scale=3.0), 3)],
+)
+def test_the_change_has_its_factor(plain: Any, scaled: Any, factor: float) -> None:
+    changes = [{key: adapter() for key, adapter in on_clip(s).each().items()} for s in (plain, scaled)]
+    for key, change in changes[0].items():
+        assert change.any()
+        torch.testing.assert_close(changes[1][key], factor * change)
+
+
+def test_dora_goes_by_its_factor_and_begins_anew_from_what_was_merged() -> None:
+    strategy = on_clip(DoRA(2, scale=3.0))
+    for key, adapter in strategy.each().items():
+        rows = strategy.sites[key].rows()
+        wanted = dora_weight(rows, adapter.down, adapter.up, row_norm(rows) + adapter.growth, scale=3.0)
+        torch.testing.assert_close(rows + adapter(), wanted)
+    strategy.on_task_end(None, None)
+    for key, adapter in strategy.each().items():
+        assert torch.equal(adapter.anchor, strategy.sites[key].rows())
+
+
+def test_vera_s_matrices_are_those_of_all_layers_of_a_shape() -> None:
+    strategy = on_clip(VeRA(4))
+    matrices = [adapter._matrices()["down"].data_ptr() for adapter in strategy.each().values()]
+    assert len(set(matrices)) == len({site.shape for site in strategy.sites.values()}) < len(matrices)
+
+
+class Odd(nn.Module):
+    """Layers with biases and norms, and what only looks like one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear, self.norm, self.bn = nn.Linear(3, 3), nn.LayerNorm(3), nn.BatchNorm1d(3)
+        self.logit_bias = nn.Parameter(torch.zeros(1))
+        self.position_bias = nn.Parameter(torch.zeros(3, 3))
+
+
+@pytest.mark.parametrize(
+    ("strategy", "trained"),
+    [
+        (BitFit(), ["linear.bias", "norm.bias", "bn.bias"]),
+        (LNFit(), ["norm.weight", "norm.bias", "bn.weight", "bn.bias"]),
+    ],
+)
+def test_biases_and_norms_of_layers_train_alone(strategy: Any, trained: list[str]) -> None:
+    network = Odd()
+    strategy.attach_reach(SimpleNamespace(module=SimpleNamespace(network=network, is_head=lambda name: False)))
+    strategy.setup(None)
+    strategy.grow(None)
+    assert [name for name, parameter in network.named_parameters() if parameter.requires_grad] == trained
 
 
 def test_a_frozen_batch_norm_keeps_its_statistics(run: Any) -> None:

@@ -149,6 +149,14 @@ def test_a_short_task_prunes_unless_the_published_schedule_is_asked_for() -> Non
         assert len(ours.schedule(steps).kappa) == steps
 
 
+def test_the_first_threshold_and_the_operator_are_those_that_are_asked_for() -> None:
+    for dense, first in ((0.0, 1), (0.75, 16)):
+        assert CoDyRA(4, dense=dense).schedule(20).applied.nonzero()[0] == first
+    values = torch.tensor([1.5, 2.5])
+    assert CoDyRA(4).threshold(values, 1.0).tolist() == [0.5, 1.5]
+    assert CoDyRA(4, published=True).threshold(values, 1.0).tolist() == [0.0, 1.5]
+
+
 def test_earlier_subspaces_are_kept_and_avoided(run: Any) -> None:
     """With a large weight the rows of A of the second task turn away from those of the first."""
     overlaps = {}
@@ -188,6 +196,14 @@ def test_each_domain_is_answered_by_its_own_adapter(run: Any, tmp_path: Path, sh
         assert torch.equal(mixed[row], alone[domain][row])
     assert not changed(before, strategy.weights())
     assert results["run"]["status"] == "finished"
+
+
+def test_a_sample_goes_to_the_domain_with_the_nearest_centre() -> None:
+    """By the direction of its feature; a domain's other centres do not count."""
+    strategy = LoRA(2, tasks="separate")
+    strategy.centres = {"one": torch.tensor([[1.0, 0.0], [-1.0, 0.0]]), "two": torch.tensor([[0.0, 1.0], [0.0, -1.0]])}
+    features = torch.tensor([[10.0, 6.0], [20.0, 1.0], [-0.1, 0.2], [-3.0, 1.0]])
+    assert strategy.choose(features).tolist() == [0, 0, 1, 0]
 
 
 @pytest.mark.parametrize("build", [lambda: LoRA(2), lambda: DoRA(2), lambda: CoDyRA(4, kappa=0.3), lambda: VeRA(4)])

@@ -126,6 +126,7 @@ def test_presets_are_made_of_parts() -> None:
     contrast, topology = CTP(2.0, 3.0, 4.0, temperature=0.1, queue_size=7).parts()
     assert isinstance(contrast, MomentumContrast) and isinstance(topology, TopologyPreservation)
     assert (contrast.weight, contrast.queue_size, contrast.temperature) == (2.0, 7, 0.1)
+    assert topology.parts_of == {"cross_modal": 3.0, "same_modal": 4.0}
     assert topology.temperature == 0.1 and contrast.snapshots == topology.snapshots == {"start"}
     off = [*CTP(0.0, 0.0, 0.0).parts()]
     assert not any(part.snapshots or part.needs for part in off)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import cases
@@ -16,6 +17,7 @@ from mmcl.errors import ConfigError
 from mmcl.modules.contrastive_losses import ClassTextCrossEntropy
 from mmcl.strategies import ExperienceReplay
 from mmcl.strategy import StepContext
+from mmcl.stream import TaskSamples
 
 
 class Watch(Strategy):
@@ -76,6 +78,19 @@ def test_a_replayed_picture_is_augmented_anew(tmp_path: Path) -> None:
     cases.run("classes", tmp_path / "shards", tmp_path / "run", [ExperienceReplay(2), Pictures()])
     assert len(seen) <= 2
     assert any(not torch.equal(images[0], image) for images in seen.values() for image in images[1:])
+
+
+def test_the_seed_of_the_run_chooses_the_samples() -> None:
+    task: Any = SimpleNamespace(name="one")
+    kept = []
+    for seed in (0, 1):
+        replay = ExperienceReplay(8)
+        samples = TaskSamples([0] * 40, [f"{i}" for i in range(40)], None)
+        replay.attach_reach(SimpleNamespace(seed=seed, task_samples=lambda task, s=samples: s))  # type: ignore[arg-type]
+        replay.setup(None)  # type: ignore[arg-type]
+        replay.on_task_end(task, None)  # type: ignore[arg-type]
+        kept.append([sample.key for sample in replay.buffer.kept["one"]])
+    assert kept[0] != kept[1]
 
 
 def test_texts_of_one_task_refuse_labels_of_another(tmp_path: Path) -> None:

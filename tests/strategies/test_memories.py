@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import cases
@@ -13,9 +14,11 @@ import tiny
 import tiny_classes
 import torch
 
-from mmcl import Strategy
+from mmcl import Budget, Source, Strategy, Stream, Task
 from mmcl.errors import ConfigError
 from mmcl.functional.gradients import flatten
+from mmcl.functional.representations import threshold_margin_loss
+from mmcl.outputs import Outputs
 from mmcl.replay import TaskMemories
 from mmcl.strategies import AGEM, GEM, L2P, CenterLoss, DERPlusPlus, GeRe, NearestMean, SPrompts
 from mmcl.strategy import StepContext
@@ -87,6 +90,31 @@ def test_each_task_has_a_memory_that_stays() -> None:
         TaskMemories(2, "herding")
 
 
+def test_all_earlier_tasks_are_drawn_from() -> None:
+    """Before the fourth task, where the last one is not all of them; samples are chosen by the run's seed."""
+    stream = Stream("toy", [Task(name, [Source([f"{name}.tar"])], Budget(steps=1)) for name in "abcd"])
+    module = SimpleNamespace(objective=SimpleNamespace(of_one_task=False))
+    found: dict[str, list[str]] = {}
+    for strategy in (AGEM(8), GEM(8), DERPlusPlus(8)):
+        strategy.attach_reach(SimpleNamespace(module=module, stream=stream, seed=3))  # type: ignore[arg-type]
+        strategy.setup(stream)
+        assert strategy.memories.seed == 3
+        for name in "abc":
+            strategy.memories.add(name, TaskSamples([0] * 5, list("vwxyz"), None))
+        found |= {source.name: [part.task for part in source.all] for source in strategy.sources(stream.tasks[3])}  # type: ignore[attr-defined, misc]
+    assert found == {
+        "agem/memory": ["a", "b", "c"],
+        **{f"gem/{name}": [name] for name in "abc"},
+        **{f"der_plus_plus/{name}": ["a", "b", "c"] for name in ("answers", "labels")},
+    }
+
+
+def test_gem_leans_towards_the_memory_by_its_margin() -> None:
+    gradient, memory = torch.tensor([-1.0, 1.0]), torch.tensor([[1.0, 0.0]])
+    for margin, wanted in ((0.0, [0.0, 1.0]), (2.0, [1.0, 1.0])):
+        assert GEM(4, margin=margin).projected(gradient, memory).tolist() == pytest.approx(wanted)
+
+
 @pytest.mark.parametrize("make", [AGEM, GEM])
 def test_steps_do_not_point_against_the_memory(make: Any, tmp_path: Path) -> None:
     strategy, before = make(8, batch_size=8), Before()
@@ -149,6 +177,26 @@ def test_answers_are_those_of_the_time(case: str, beside: str, tmp_path: Path) -
     assert found and max(found) < 1e-8
     kept = [row for rows in der.remembered.values() for row in rows]
     assert all(torch.isfinite(value).all() for row in kept for value in row.values())
+
+
+def test_answers_and_labels_have_their_weights() -> None:
+    strategy = DERPlusPlus(4, alpha=2.0, beta=3.0)
+    stream = Stream("toy", [Task("one", [Source(["one.tar"])], Budget(steps=1))])
+    module = SimpleNamespace(objective=SimpleNamespace(prepare=lambda batch: batch))
+    strategy.attach_reach(SimpleNamespace(module=module, stream=stream))  # type: ignore[arg-type]
+    strategy.memories.add("one", TaskSamples([0, 0], ["a", "b"], None))
+    strategy.remembered = {"one": [{"logits": torch.zeros(2)}, {"logits": torch.ones(2)}]}
+    outputs = Outputs(logits=torch.tensor([[1.0, 1.0], [2.0, 0.0]]))  # as remembered, and away from it
+    batch = {"__index__": torch.tensor([1, 0]), "valid": torch.ones(2, dtype=torch.bool)}
+    context: Any = SimpleNamespace(
+        side={f"der_plus_plus/{name}": batch for name in ("answers", "labels")},
+        forward=lambda batch: outputs,
+        module_loss=lambda outputs, batch: torch.tensor(5.0),
+    )
+    assert {name: float(term) for name, term in strategy.losses(context).items()} == {
+        "answers": 2.0 * (0 + (2**2 + 0) / 2) / 2,
+        "labels": 3.0 * 5.0,
+    }
 
 
 @pytest.mark.parametrize("bad", [4, 29])
@@ -223,6 +271,66 @@ def test_general_samples_keep_their_states(tmp_path: Path) -> None:
     held, last = trained(100.0)
     assert held[0] == 0.0 and max(held) > 0
     assert last < trained(1e-9)[1] / 2
+
+
+def test_margins_of_valid_tokens_and_labels_have_their_weights() -> None:
+    torch.manual_seed(0)
+    own, theirs = torch.randn(2, 3, 4), torch.randn(2, 3, 4)
+    mean, std = torch.randn(4), torch.rand(4)
+    valid = torch.tensor([[True, True, False], [True, False, False]])
+    strategy = GeRe(weight=2.0, label_weight=3.0, tau=0.5, on="tokens")
+    strategy.mean, strategy.std, strategy._source = {"tokens": mean}, {"tokens": std}, Source(["a.tar"], name="general")
+    module = SimpleNamespace(objective=SimpleNamespace(prepare=lambda batch: batch))
+    strategy.attach_reach(SimpleNamespace(module=module))  # type: ignore[arg-type]
+    context: Any = SimpleNamespace(
+        side={"general": {}},
+        forward=lambda batch: Outputs(tokens=own, valid=valid),
+        teacher=lambda name, batch: Outputs(tokens=theirs),
+        module_loss=lambda outputs, batch: torch.tensor(5.0),
+        reduce=lambda tensor: tensor,
+    )
+    terms = strategy.losses(context)
+    wanted = threshold_margin_loss(own, theirs, mean, std, tau=0.5, valid=valid)
+    torch.testing.assert_close(terms, {"labels": torch.tensor(15.0), "margin": 2 * wanted})
+
+
+@pytest.mark.parametrize(("teacher", "measured"), [("initial", ["pretrained"]), ("previous", ["live", "live"])])
+def test_states_are_measured_anew_where_the_teacher_is(teacher: Any, measured: list[str]) -> None:
+    strategy, seen = GeRe(teacher=teacher), list[str]()
+
+    def statistics(network: str, source: Source) -> Any:
+        seen.append(network)
+        return {"tokens": torch.zeros(1)}, {"tokens": torch.ones(1)}
+
+    strategy._statistics, strategy._source = statistics, Source(["a.tar"])  # type: ignore[assignment, method-assign]
+    reach: Any = SimpleNamespace(module=SimpleNamespace(network="live"), teacher=lambda name: "pretrained")
+    strategy.attach_reach(reach)
+    for _ in range(2):
+        strategy.on_task_start(None, None)  # type: ignore[arg-type]
+    assert seen == measured
+
+
+def center_step(strategy: CenterLoss, features: torch.Tensor, labels: list[int], domains: list[int]) -> float:
+    """The loss of a step on rows of a feature, whose classes are labels of tasks; then the centres move."""
+    batch = {"labels": torch.tensor(labels), "domain": torch.tensor(domains)}
+    batch["valid"] = torch.ones(len(labels), dtype=torch.bool)
+    context: Any = SimpleNamespace(batch=batch, outputs=Outputs({"image": features}))
+    context.reduce = context.gather = lambda tensor: tensor
+    (loss,) = strategy.losses(context).values()
+    strategy.on_gradients(context)
+    strategy.on_step_end(context)
+    return float(loss)
+
+
+def test_a_label_is_a_class_of_its_task() -> None:
+    """One label in two tasks has two centres; a row whose class has none yet counts as 0 in the mean."""
+    strategy, rows = CenterLoss(3.0, feature="image"), torch.eye(2)
+    assert center_step(strategy, rows, [0, 0], [0, 1]) == 0
+    assert {name: found.tolist() for name, found in strategy.centers.items()} == {"0": [[1, 0]], "1": [[0, 1]]}
+    assert center_step(strategy, torch.tensor([[3.0, 2.0], [5.0, 5.0]]), [0, 5], [1, 1]) == 3 * (3**2 + 1) / 2 / 2
+    directions = CenterLoss(3.0, feature="image", normalize=True)
+    center_step(directions, torch.tensor([[3.0, 4.0]]), [0], [0])
+    torch.testing.assert_close(directions.centers["0"], torch.tensor([[0.6, 0.8]]))
 
 
 def test_centers_are_the_classes_of_the_stream(tmp_path: Path) -> None:

@@ -12,9 +12,9 @@ import cases
 import pytest
 import tiny_classes
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from mmcl import Strategy, Task, seeds
+from mmcl import Budget, Source, Strategy, Stream, Task, seeds
 from mmcl import trainer as lightning
 from mmcl.datamodules import StreamDataModule
 from mmcl.errors import ConfigError
@@ -96,7 +96,7 @@ CASES: dict[str, tuple[Callable[[], Strategy], str, Any]] = {
     "fine_tuned": (lambda: EMAMerge(0.6, "fine_tuned"), "merged", lambda b, m: pair(mean)(b, m[-1:])),
     "slerp": (lambda: SLERP(0.6), "merged", sphere),
     "magmax": (lambda: MagMax(), "last", whole(lambda b, v: magmax(b, v, 0.5))),
-    "magmax-ema": (lambda: MagMax(0.5, "ema"), "merged", pair(lambda b, v: magmax(b, v[::-1], 0.5))),
+    "magmax-ema": (lambda: MagMax(0.7, "ema"), "merged", pair(lambda b, v: magmax(b, v[::-1], 0.7))),
     "average": (lambda: TaskArithmetic(), "initial", average),
     "sum": (lambda: TaskArithmetic(1.0), "initial", whole(lambda b, v: task_arithmetic(b, v, 1.0))),
     "sum-ema": (lambda: TaskArithmetic(0.8, "ema"), "merged", pair(lambda b, v: task_arithmetic(b, v, 0.8))),
@@ -235,7 +235,7 @@ def test_vectors_are_pruned_when_they_are_merged(prune: Any) -> None:
     """Tensor after tensor of all tasks; what is drawn is the same in whatever order, and at the next merge."""
     torch.manual_seed(0)
     reach: Any = SimpleNamespace(generator=lambda task, name: seeds.generator(task, name))
-    merge, log = TIES(0.5, prune=prune), list[tuple[str, int]]()
+    merge, log = TIES(0.5, 0.8, prune=prune), list[tuple[str, int]]()
     merge.attach_reach(reach)
     names = ["a", "b", "c"]
     base = {name: torch.zeros(200) for name in names}
@@ -252,8 +252,35 @@ def test_vectors_are_pruned_when_they_are_merged(prune: Any) -> None:
         kept = [merge._pruned(tasks[0], number, "a", plain[0]["a"]) != 0 for number in (0, 1)]
         assert 60 < int(kept[0].sum()) < 140 and not torch.equal(*kept)
     else:
-        expected = ties(base, [breadcrumbs(vector, 0.5, outliers=0.01) for vector in plain], 1.0, 1.0)
+        expected = ties(base, [breadcrumbs(vector, 0.5, outliers=0.01) for vector in plain], 1.0, 0.8)
         same(found, expected)
+
+
+def test_all_earlier_tasks_are_merged() -> None:
+    """After the third one, where the last of them is not all."""
+    torch.manual_seed(0)
+    base, models = {"w": torch.randn(50)}, [{"w": torch.randn(50)} for _ in range(3)]
+    stream = Stream("toy", [Task(name, [Source([f"{name}.tar"])], Budget(steps=1)) for name in "abc"])
+    reach: Any = SimpleNamespace(
+        stream=stream,
+        module=SimpleNamespace(network=nn.Module()),
+        snapshot=lambda name: base,
+        stored=lambda name: models[int(name.removeprefix("task-")) - 1],
+        weights=lambda copy, dtype: models[2],
+    )
+    vectors = [task_vector(model, base) for model in models]
+    for merge, wanted in (
+        (TIES(0.3), ties(base, vectors, 0.3, 1.0)),
+        (ModelStock(), model_stock(base, vectors, acute=True)),
+    ):
+        merge.attach_reach(reach)
+        same(merge.result(base, {}, stream.tasks[2]), wanted)
+
+
+def test_early_blocks_stay_closer_where_that_is_asked_for() -> None:
+    base = {f"blocks.{i}.w": torch.ones(1) for i in (0, 1)}
+    merged = TaskArithmetic(2.0, by_layer=True).result(base, {n: torch.ones(1) for n in base}, None)  # type: ignore[arg-type]
+    assert [float(value) for value in merged.values()] == [1 + 2 * 0.5, 1 + 2 * 1.0]
 
 
 def measured_again(case: str, shards: Path, folder: Path, strategies: Sequence[Strategy], row: int) -> list[float]:

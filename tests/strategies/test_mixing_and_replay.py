@@ -116,6 +116,18 @@ def test_a_named_source_of_the_stream(tmp_path: Path) -> None:
     assert weather.share == plain.share == pytest.approx(0.2) and weather.task == "weather"
 
 
+def test_a_domain_is_all_that_its_task_trains_on(tmp_path: Path) -> None:
+    stream = tiny_text.stream(tmp_path)
+    weather, numbers = stream.tasks
+    more = replace(weather.train[0], name="more")
+    stream = stream.with_tasks([replace(weather, train=[*weather.train, more]), numbers])
+    strategy = velocitune()
+    strategy.attach_reach(SimpleNamespace(stream=stream))
+    strategy.setup(stream)
+    found = {source.name: len(source.all) for source in strategy.sources(stream.tasks[1])}  # type: ignore[attr-defined]
+    assert found == {"velocitune/weather": 2, "velocitune/plain": 1}
+
+
 def test_what_the_stream_lacks_is_refused(tmp_path: Path) -> None:
     stream = tiny_text.stream(tmp_path)
     for changes, words in (

@@ -153,6 +153,29 @@ def test_l2p_selects_by_cosine(make: Maker) -> None:
     assert torch.equal(selected.keys, strategy.keys[selected.indices])
 
 
+@pytest.mark.parametrize("build", [lambda: L2P(6, 2, 2, pull=0.3), lambda: DualPrompt(pull=0.3)])
+def test_keys_are_pulled_towards_the_query(make: Maker, build: Callable[[], Strategy]) -> None:
+    runner = make.entered([build()])
+    batch = batch_of(runner)
+    context = Context(runner.engine, "fit", batch)
+    context.outputs = context.forward(batch)
+    chosen = context.outputs.extra[SELECTED]
+    cosines = torch.nn.functional.cosine_similarity(chosen.query[:, None], chosen.keys, dim=-1)
+    (found,) = runner.composition.strategies[0].losses(context).values()
+    torch.testing.assert_close(found, -0.3 * cosines.sum(1).mean())
+
+
+def test_l2p_s_prompts_stand_at_the_class_token_s_place_and_answer(make: Maker) -> None:
+    found = [l2p(make), l2p(make, positions=False), l2p(make, pool="tower")]
+    (placed, _), (plain, _), _ = found
+    assert placed.place.abs().sum() > 0
+    with torch.no_grad():
+        plain.prompts.add_(placed.place)
+    first, second, pooled = (answer(runner, batch_of(runner)).features["image"] for _, runner in found)
+    torch.testing.assert_close(first, second)
+    assert not torch.allclose(first, pooled, atol=1e-3)
+
+
 def test_l2p_votes_only_where_it_is_asked_to(make: Maker) -> None:
     for vote, fit, test in (("never", False, False), ("train", True, False), ("always", True, True)):
         strategy, runner = l2p(make, vote=vote)
@@ -228,6 +251,15 @@ def test_a_domain_answers_for_its_own_classes(make: Maker) -> None:
         assert ((row == smallest) == torch.tensor([domain == 1] * 2 + [domain == 0] * 2)).all()
     trained = answer(runner, batch, "fit").logits
     assert trained is not None and bool((trained != smallest).all()), "the module's own masks hold in training"
+
+
+def test_the_nearest_centre_s_domain_is_chosen(make: Maker) -> None:
+    runner = make.entered([SPrompts(3, 2)])
+    strategy: Any = runner.composition.strategies[0]
+    directions = torch.eye(strategy.features)
+    tasks = runner.stream.tasks
+    strategy.centres = {task.name: directions[[2 * i, 2 * i + 1]] for i, task in enumerate(tasks)}
+    assert strategy.nearest(5 * directions[:4] + 0.1).tolist() == [0, 0, 1, 1]
 
 
 def answer_bare(runner: Runner, batch: Batch) -> Tensor:

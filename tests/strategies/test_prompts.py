@@ -89,6 +89,18 @@ def test_coda_prompt_trains_its_new_components_alone(make: Maker) -> None:
     assert all("coda_prompt/orthogonality" in record for record in logged)
 
 
+@pytest.mark.parametrize("part", ["keys", "attention", "prompts"])
+def test_coda_prompt_holds_all_three_orthogonal(make: Maker, part: str) -> None:
+    """Orthogonal rows of length 2 are off by mean (4 I - I)^2 = 9 / 6 in each of two blocks."""
+    runner = make.entered([CODAPrompt(pool_size=6, length=4, blocks=(0, 2), orthogonality=0.1)])
+    strategy: Any = runner.composition.strategies[0]
+    with torch.no_grad():
+        for components in getattr(strategy, part):
+            components.mul_(2)
+    (found,) = strategy.losses(None).values()
+    assert float(found) == pytest.approx(0.1 * 2 * 9 / 6, rel=1e-4)
+
+
 def test_s_prompts_of_one_domain_leave_the_others_alone(make: Maker) -> None:
     runner = make([SPrompts(3, 2)], "domains")
     runner.fit()
@@ -124,7 +136,7 @@ def test_they_go_with_replay_distillation_and_averages(make: Maker) -> None:
 
 
 def test_language_guides_keys_and_features(make: Maker) -> None:
-    runner = make.entered([L2P(6, 2, 2), LGCL(settings_prompts.texts())])
+    runner = make.entered([L2P(6, 2, 2), LGCL(settings_prompts.texts(), task_weight=0.5, class_weight=2.0)])
     lgcl: Any = runner.composition.strategies[1]
     batch = {**batch_of(runner), "labels": torch.tensor([0, 1, 0, 1, -100, 0])}
     context = Context(runner.engine, "fit", batch)
@@ -137,10 +149,16 @@ def test_language_guides_keys_and_features(make: Maker) -> None:
     keys = context.outputs.extra[SELECTED].keys
     cosine = torch.nn.functional.cosine_similarity
     wanted = (1 - cosine(keys, tasks[1], dim=-1) + cosine(keys, tasks[0], dim=-1)).mean()
-    torch.testing.assert_close(found["task"], wanted)
+    torch.testing.assert_close(found["task"], 0.5 * wanted)
     found["task"].backward()
     assert runner.composition.strategies[0].key.grad.abs().sum() > 0  # type: ignore[union-attr]
-    assert 0 <= float(found["class"].detach()) <= 3
+    generator, kept = context.generator, [0, 1, 2, 3, 5]  # one row has no label
+    lgcl._earlier_tasks(tasks, generator)
+    columns = torch.tensor([2, 3, 2, 3, 2])
+    own, earlier = classes[columns], lgcl._earlier_classes(classes, generator)[columns]
+    features = context.outputs.features["image"][kept]
+    wanted = (1 - cosine(features, own) + cosine(features, earlier)).mean()
+    torch.testing.assert_close(found["class"], 2 * wanted)
 
 
 def test_the_first_task_has_nothing_to_be_told_from(make: Maker) -> None:

@@ -19,6 +19,8 @@ from mmcl import trainer as lightning
 from mmcl.datamodules import StreamDataModule
 from mmcl.errors import ConfigError, RunError
 from mmcl.functional import nearest_mean_logits, random_projection_ridge
+from mmcl.functional.alignment import align_classifier
+from mmcl.functional.ridge import cross_validated_ridge, random_expansion, ridge_logits
 from mmcl.outputs import Batch, Forward, Outputs
 from mmcl.runner import Runner, RunOptions
 from mmcl.strategies import APER, SLCA, DPeCLIP, FlyCL, MomentumInterpolation, NearestMean, RanPAC, SimpleCIL
@@ -208,6 +210,40 @@ def test_the_ridge_is_chosen_and_the_projection_drawn_once(walk: Any) -> None:
     assert ((other.projection != 0).sum(0) == round(0.5 * features)).all() and other.keep == 6
 
 
+def learner(strategy: Any) -> Any:
+    """A ridge classifier beside five classes, that can learn without a run."""
+    strategy.attach_reach(SimpleNamespace(generator=lambda task, name: torch.Generator().manual_seed(0)))
+    strategy.labels = SimpleNamespace(names=list("abcde"))
+    return strategy
+
+
+def test_winners_alone_are_summed_up_and_all_samples_choose_the_ridge() -> None:
+    torch.manual_seed(0)
+    strategy, y = learner(FlyCL(24, keep=0.25)), torch.arange(40) % 5
+    x = torch.eye(5).repeat(1, 2)[y] + 0.2 * torch.randn(40, 10)
+    for rows in (slice(0, 30), slice(30, 40)):
+        strategy.learn(None, x[rows], y[rows])
+        strategy.counts = torch.bincount(y[: rows.stop], minlength=5)
+    hidden = random_expansion(x, strategy.projection, keep=6).double()
+    torch.testing.assert_close(strategy.gram, hidden.T @ hidden)
+    assert strategy.ridge == cross_validated_ridge(strategy.gram, strategy.cross, 40)[0]
+
+
+def test_what_is_held_out_is_of_all_classes() -> None:
+    """Also where the samples come class after class: for one that no fit has seen, the largest ridge is best."""
+    torch.manual_seed(0)
+    strategy, y = learner(RanPAC(24)), torch.arange(5).repeat_interleave(8)
+    strategy.learn(None, torch.eye(5)[y] + 0.01 * torch.randn(40, 5), y)
+    assert strategy.ridge < 10
+
+
+def test_directions_are_compared_where_that_is_asked_for() -> None:
+    strategy, x = RanPAC(24, cosine=True), torch.randn(5, 8)
+    strategy.projection, strategy.weight = torch.randn(8, 24), torch.randn(4, 24)
+    wanted = ridge_logits(x, strategy.weight, strategy.projection, cosine=True)
+    torch.testing.assert_close(strategy.scores(x), wanted)
+
+
 # -- APER -----------------------------------------------------------------------------------------------------------
 
 
@@ -229,6 +265,11 @@ def test_aper_adapts_in_the_first_task_alone(walk: Any) -> None:
     first = torch.stack([plain[y == c].double().mean(0) for c in range(4)])
     torch.testing.assert_close(found[:, : x.shape[1]], first, rtol=1e-4, atol=1e-5)
     assert not torch.allclose(found[:, : x.shape[1]], live, rtol=1e-3)
+
+
+def test_presets_hand_the_feature_on() -> None:
+    for preset in (APER(feature="audio"), SimpleCIL("audio")):
+        assert [part.needs for part in preset.parts()] == [{"features.audio"}]
 
 
 def data(runner: Runner, task: Task) -> Any:
@@ -273,6 +314,22 @@ def test_the_aligned_head_answers_and_never_trains_on(walk: Any) -> None:
     assert [tuple(c.shape) for c in aligned.covariances] == [(2, 64, 64)] * 2
 
 
+def test_the_alignment_goes_by_the_arguments() -> None:
+    given: dict[str, Any] = {"epochs": 2, "samples": 4, "temperature": 0.5, "lr": 0.1, "momentum": 0.1}
+    given["weight_decay"] = 0.2
+    strategy, network = SLCA(**given), nn.Sequential(nn.Linear(3, 4))
+    reach: Any = SimpleNamespace(module=SimpleNamespace(network=network, classifier=network[0]))
+    reach.generator, reach.reduce = lambda task, name: torch.Generator().manual_seed(1), lambda value: value
+    strategy.attach_reach(reach)
+    strategy.means, strategy.owners = [torch.randn(2, 3), torch.randn(2, 3)], [[0, 1], [2, 3]]
+    strategy.covariances = [torch.eye(3).repeat(2, 1, 1)] * 2
+    gaussians = torch.cat(strategy.means), torch.cat(strategy.covariances), torch.tensor([0, 0, 1, 1])
+    weight, bias, _ = align_classifier(
+        network[0].weight, network[0].bias, *gaussians, generator=reach.generator(None, ""), **given
+    )
+    torch.testing.assert_close(strategy._align(None), {"0.weight": weight, "0.bias": bias})  # type: ignore[arg-type]
+
+
 def test_the_aligned_rows_are_the_leading_ones_of_a_masked_head(walk: Any) -> None:
     aligned = SLCA(backbone_scale=0.1, epochs=1, samples=8)
     runner = walk("classes", [aligned])
@@ -299,53 +356,6 @@ def test_the_backbone_is_slow_and_the_head_is_not(walk: Any) -> None:
     for group in found:
         assert len(group.get("param_names", group["params"])) == len(group["params"])
     assert len({group["name"] for group in found}) == len(found)
-
-
-# -- DPeCLIP --------------------------------------------------------------------------------------------------------
-
-
-def two_tasks(weight: float) -> DPeCLIP:
-    """Two tasks of two classes, whose pictures lie at 0, 20, 90 and 110 degrees."""
-    strategy = DPeCLIP(weight)
-    tasks = [SimpleNamespace(name=f"t{i}", class_names=names) for i, names in enumerate((("a", "b"), ("c", "d")))]
-    strategy.setup(SimpleNamespace(tasks=tasks))  # type: ignore[arg-type]
-    for i, task in enumerate(tasks):
-        strategy.learn(task, at(90 * i, 90 * i + 20), torch.tensor([2 * i, 2 * i + 1]))  # type: ignore[arg-type]
-    strategy.counts = torch.ones(4, dtype=torch.int64)
-    return strategy
-
-
-def at(*degrees: float) -> Tensor:
-    angles = torch.tensor(degrees).deg2rad()
-    return torch.stack([angles.cos(), angles.sin()], dim=1)
-
-
-def answers(strategy: DPeCLIP, features: Tensor, logits: Tensor, names: Sequence[str]) -> Tensor:
-    outputs = Outputs(features={"image": features})
-    strategy.answer(outputs)
-    assert outputs.rescore is not None
-    return outputs.rescore(logits, names)
-
-
-def test_prototypes_find_the_task_and_the_texts_choose_in_it() -> None:
-    texts = torch.tensor([[1.0, 0.5, 9.0, 0.0]]).repeat(3, 1)
-    names = ["a", "b", "c", "d"]
-    found = answers(two_tasks(0.0), at(1, 19, 100), texts, names)
-    assert found.argmax(1).tolist() == [0, 0, 2]  # by texts alone all were "c"
-    found = answers(two_tasks(1.0), at(1, 19, 108), texts, names)
-    assert found.argmax(1).tolist() == [0, 1, 3]  # prototypes alone
-    assert found[0, 2:].tolist() == [LOWEST] * 2
-    torch.testing.assert_close(found.exp().sum(1), torch.ones(3))
-
-
-def test_new_classes_keep_what_the_texts_give_them() -> None:
-    strategy, texts = two_tasks(0.5), torch.randn(2, 3)
-    assert answers(strategy, at(0, 100), texts, ["x", "y", "z"]) is texts
-    mixed = answers(strategy, at(0, 100), texts, ["a", "new", "c"])
-    torch.testing.assert_close(mixed[:, 1], texts.log_softmax(1)[:, 1])
-    torch.testing.assert_close(mixed.exp().sum(1), torch.ones(2))
-    single = answers(two_tasks(0.0), at(0, 100), texts[:, :2], ["a", "b"])
-    torch.testing.assert_close(single, texts[:, :2].log_softmax(1))  # one task's set: nothing to find
 
 
 # -- what is refused ------------------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -136,6 +137,27 @@ def test_tasks_are_joined_by_the_rule(arrays: dict[str, Tensor], toolbox: Simple
         torch.testing.assert_close(found[key], torch.full((4, 5), factor, dtype=torch.float64))
 
 
+def test_the_anchor_is_where_the_last_task_ended(arrays: dict[str, Tensor], toolbox: SimpleNamespace) -> None:
+    strategy = EWC()
+    module, data = attached(strategy, arrays)
+    for task in ("one", "two"):
+        with torch.no_grad():
+            module.network.weight.add_(1.0)
+        strategy.on_task_end(toolbox.task(task), no_padding(data))
+    assert strategy.anchor["weight"].equal(module.network.weight)
+
+
+@pytest.mark.parametrize(("estimator", "gradients"), [("batch", 2), ("per_sample", 8)])
+def test_a_limit_counts_samples(
+    estimator: Any, gradients: int, arrays: dict[str, Tensor], toolbox: SimpleNamespace, caplog: Any
+) -> None:
+    caplog.set_level(logging.INFO, "mmcl")
+    strategy = EWC(estimator=estimator, limit=8)
+    _, data = attached(strategy, arrays)
+    strategy.on_task_end(toolbox.task("one"), no_padding(data))
+    assert f"mean over {gradients} gradients" in caplog.text
+
+
 def test_mas_is_the_mean_absolute_gradient_of_the_squared_norm(
     arrays: dict[str, Tensor], toolbox: SimpleNamespace
 ) -> None:
@@ -150,6 +172,19 @@ def test_mas_is_the_mean_absolute_gradient_of_the_squared_norm(
         _, data = attached(strategy, arrays)
         strategy.on_task_end(toolbox.task("one"), data if estimator == "per_sample" else no_padding(data))
         torch.testing.assert_close(strategy.importance["weight"], wanted, rtol=1e-9, atol=1e-12)
+
+
+def test_mas_leaves_out_columns_that_a_row_does_not_choose_among(
+    arrays: dict[str, Tensor], toolbox: SimpleNamespace
+) -> None:
+    columns, found = torch.tensor([True, False, True, False]), []
+    for extra in ({}, {"candidates": columns.expand(SIZE, -1)}):
+        strategy = MAS()
+        module, data = attached(strategy, arrays)
+        strategy.reach.wrapped = lambda batch, m=module, e=extra: replace(m(batch), extra=e)  # type: ignore[method-assign]
+        strategy.on_task_end(toolbox.task("one"), no_padding(data))
+        found.append(strategy.importance["weight"])
+    torch.testing.assert_close(found[1], found[0] * columns[:, None])
 
 
 def test_synaptic_intelligence_follows_the_data_alone(toolbox: SimpleNamespace, data: Any) -> None:
@@ -210,7 +245,7 @@ def test_the_shortcut_is_the_path_of_plain_sgd(data: Any) -> None:
 
 
 def test_a_pull_leaves_rows_alone_that_came_later() -> None:
-    """L2Init and EWC on a head that has grown from two rows to three, and on a tensor that is new."""
+    """L2Init and penalties by importance on a head that has grown from two rows to three, and on a tensor that is new."""
     network = nn.Linear(2, 3, bias=False)
     with torch.no_grad():
         network.weight.fill_(3.0)
@@ -223,10 +258,17 @@ def test_a_pull_leaves_rows_alone_that_came_later() -> None:
     )
     logged: dict[str, Any] = {}
     context: Any = SimpleNamespace(log=logged.__setitem__)
-    for strategy, rows in ((L2Init(0.5), [2.0, 2.0]), (EWC(2.0), [4.0, 8.0])):
+    _, path = SynapticIntelligence(2.0).parts()
+    pulls: list[tuple[Any, list[float]]] = [
+        (L2Init(0.5), [2, 2]),
+        (EWC(2.0), [4, 8]),
+        (MAS(2.0), [8, 16]),
+        (path, [8, 16]),
+    ]
+    for strategy, rows in pulls:
         strategy.attach_reach(reach)
         network.zero_grad()
-        if isinstance(strategy, EWC):
+        if not isinstance(strategy, L2Init):
             strategy.anchor = {"weight": torch.ones(2, 2)}
             strategy.importance = {"weight": torch.tensor([[1.0, 1.0], [2.0, 2.0]])}
         with torch.no_grad():
@@ -236,6 +278,8 @@ def test_a_pull_leaves_rows_alone_that_came_later() -> None:
         assert network.fresh.grad is None
     assert float(logged["l2_init/penalty"]) == 0.5 * 4 * 4
     assert float(logged["ewc/penalty"]) == 2 / 2 * (2 * 4 + 2 * 2 * 4)
+    for name in ("mas", "synaptic_intelligence"):  # without 1/2
+        assert float(logged[f"{name}/penalty"]) == 2 * float(logged["ewc/penalty"])
 
 
 def test_l2_init_pulls_to_the_pretrained_weights_in_every_task(data: Any, toolbox: SimpleNamespace) -> None:

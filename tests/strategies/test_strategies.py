@@ -105,6 +105,12 @@ def test_presets_are_made_of_parts() -> None:
     (lwf,) = LwF().parts()
     assert isinstance(lwf, Distillation)
     assert lwf.snapshots == {"start"} and lwf.reference is None
+    (lwf,) = LwF(3.0, 4.0, 5.0, weight=6.0).parts()
+    zscl, *_ = ZSCL(temperature=3.0, image_to_text=4.0, text_to_image=5.0).parts()
+    for part, weight in ((lwf, 6.0), (zscl, 1.0)):
+        assert isinstance(part, Distillation)
+        assert part.terms == {"image_to_text": 4.0, "text_to_image": 5.0}
+        assert (part.temperature, part.weight) == (3.0, weight)
 
 
 def test_messages_name_what_stands_in_the_list(toolbox: SimpleNamespace) -> None:
@@ -184,6 +190,17 @@ def test_the_logit_scale_is_not_distilled(data: Any) -> None:
     assert run.module.network.logit_scale.grad is None
     assert run.module.network.tok.weight.grad is None
     assert run.module.network.visual.weight.grad.abs().sum() > 0
+
+
+def test_each_direction_has_its_factor(data: Any) -> None:
+    found = []
+    for strategy in (Distillation(), Distillation(image_to_text=3.0, text_to_image=0.5, weight=2.0)):
+        run = data.run(strategy)
+        run.begin()
+        data.train(run, 1)
+        found.append(run.losses[0])
+    for name, factor in (("image_to_text", 6.0), ("text_to_image", 1.0)):
+        torch.testing.assert_close(found[1][name], factor * found[0][name])
 
 
 def test_modules_without_features_distil_their_logits(toolbox: SimpleNamespace) -> None:

@@ -5,88 +5,24 @@ from __future__ import annotations
 from collections.abc import Iterator
 from copy import deepcopy
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from bench import Bench, Classes, network
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mmcl.batch_norm import affine_parameters
 from mmcl.errors import ConfigError, RunError
 from mmcl.functional import consistency_loss, symmetric_cross_entropy, view_contrastive_loss
-from mmcl.outputs import ANSWERS, Batch, Outputs
+from mmcl.functional.augmentation import random_view
+from mmcl.outputs import ANSWERS, Batch
 from mmcl.strategies import RMT, TENT, BatchNormStatistics, CoTTA
-from mmcl.strategy import Strategy
-from mmcl.stream import EvalSet, Source
 
 PARITY = Path(__file__).resolve().parent.parent / "parity"
 EXACT = {"rtol": 1e-9, "atol": 1e-11}
-SET = EvalSet("set", Source(["set.tar"]))
-
-
-def network() -> nn.Sequential:
-    """That of the trajectories, the same at every call."""
-    torch.manual_seed(3)
-    layers = [
-        nn.Conv2d(3, 4, 3, padding=1, bias=False),
-        nn.BatchNorm2d(4),
-        nn.ReLU(),
-        nn.Conv2d(4, 6, 3, stride=2, padding=1),
-        nn.BatchNorm2d(6),
-        nn.ReLU(),
-        nn.AdaptiveAvgPool2d(1),
-        nn.Flatten(),
-        nn.Linear(6, 5),
-    ]
-    return nn.Sequential(*layers).double().eval()
-
-
-class Classes:
-    """`mmcl.outputs.Answers` of a head that answers by itself."""
-
-    def answers(self, outputs: Outputs) -> Tensor:
-        assert outputs.logits is not None
-        return outputs.logits
-
-    def places(self, labels: Tensor) -> Tensor:
-        return labels
-
-
-class Bench:
-    """A network in the place of a module, and just enough of a test around a strategy."""
-
-    def __init__(self, strategy: Strategy, net: nn.Module | None = None, source: Any = None) -> None:
-        self.network = network() if net is None else net
-        module = SimpleNamespace(
-            network=self.network, pair=None, pixel_statistics=((0.0,) * 3, (1.0,) * 3), compute=None
-        )
-        task = SimpleNamespace(class_names=tuple("abcde"))
-        stream = SimpleNamespace(tasks=(task,))
-        self.strategy, self.source = strategy, source
-        strategy.attach_reach(SimpleNamespace(module=module, seed=0, stream=stream))  # type: ignore[arg-type]
-        self.sets = 0
-        self.next_set()
-
-    def next_set(self) -> None:
-        self.strategy.on_evalset_start(SET, self.sets, self.source)
-        self.sets += 1
-
-    def forward(self, batch: Batch) -> Outputs:
-        features = self.network[:-1](batch["image"])
-        return Outputs(features={"image": features}, logits=self.network[-1](features))
-
-    def step(self, image: Tensor, valid: Tensor | None = None) -> Tensor:
-        batch = {"image": image, "valid": torch.ones(len(image), dtype=torch.bool) if valid is None else valid}
-        with torch.no_grad():
-            found = self.strategy.wrap_forward(self.forward, batch | {ANSWERS: Classes()}, SimpleNamespace())  # type: ignore[arg-type]
-        assert found.logits is not None
-        return found.logits.detach()
-
-    def weights(self) -> dict[str, Tensor]:
-        return {name: value.detach().clone() for name, value in self.network.named_parameters()}
 
 
 def arrays(name: str) -> dict[str, Tensor]:
@@ -206,6 +142,19 @@ def test_cotta_restores_about_the_share_that_it_says() -> None:
     assert all(not torch.equal(strategy.teacher[name], before[name]) for name in ("0.weight", "8.weight"))
 
 
+def test_cotta_asks_the_source_model_whether_it_is_sure() -> None:
+    image = torch.randn(4, 3, 8, 8, dtype=torch.float64)
+    sure = float(by_batch(network(), image).detach().softmax(dim=1).amax(dim=1).mean())
+    for threshold, made in ((sure - 1e-6, 0), (sure + 1e-6, 4)):
+        strategy = GivenViews(threshold=threshold, views=2, lr=0.0, restore=0.0)
+        bench = Bench(strategy)
+        bench.step(image)
+        with torch.no_grad():
+            bench.network[-1].weight.mul_(0.0 if made == 0 else 100.0)  # what has become of the student
+        bench.step(image)
+        assert getattr(strategy, "made", 0) == made
+
+
 def test_cotta_takes_its_threshold_from_the_source() -> None:
     pictures = torch.randn(12, 3, 8, 8, dtype=torch.float64)
 
@@ -260,7 +209,8 @@ def test_rmt_steps_as_its_formula_says() -> None:
     """Warm-up over two batches and two steps, against a plain loop of the card."""
     source = Prototypes()
     projector = nn.Sequential(nn.Linear(6, 4), nn.ReLU(), nn.Linear(4, 4)).double()
-    strategy = Doubled(decay=0.8, warmup=8, optimizer="sgd", lr=0.1, momentum=0.0)
+    factors = {"target": 0.7, "contrastive": 1.3, "source": 0.6, "alpha": 0.4, "temperature": 0.2}
+    strategy = Doubled(decay=0.8, warmup=8, optimizer="sgd", lr=0.1, momentum=0.0, **factors)
     strategy.given = projector
     bench = Bench(strategy, source=source)
     student, teacher = network(), network()
@@ -283,19 +233,20 @@ def test_rmt_steps_as_its_formula_says() -> None:
         batch = next(own)
         with torch.no_grad():
             target = by_batch(teacher, batch["image"])
-        descend(symmetric_cross_entropy(by_batch(student, batch["image"]), target, 0.5).mean(), 0.1 * (i + 1) / 2)
+        descend(symmetric_cross_entropy(by_batch(student, batch["image"]), target, 0.4).mean(), 0.1 * (i + 1) / 2)
     for seed in range(2):
         image = torch.randn(4, 3, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
         with torch.no_grad():
             answer = by_batch(teacher, image)
         seen, seen_view = (by_batch(nn.Sequential(*student[:-1]), x) for x in (image, 2 * image))
         logits, view_logits = student[-1](seen), student[-1](seen_view)
-        rows = [symmetric_cross_entropy(x, answer, 0.5) for x in (logits, view_logits)]
+        rows = [symmetric_cross_entropy(x, answer, 0.4) for x in (logits, view_logits)]
         cosine = F.normalize(seen.detach(), dim=1) @ F.normalize(prototypes, dim=1).T
         triple = torch.stack([prototypes[cosine.argmax(dim=1)], seen, seen_view], dim=1)
         batch = next(own)
         replay = F.cross_entropy(by_batch(student, batch["image"]), batch["labels"])
-        loss = (rows[0] / 2 + rows[1] / 2).mean() + view_contrastive_loss(mine(triple)) + replay
+        contrast = view_contrastive_loss(mine(triple), temperature=0.2)
+        loss = 0.7 * (rows[0] / 2 + rows[1] / 2).mean() + 1.3 * contrast + 0.6 * replay
         wanted = logits.detach() + answer
         descend(loss, 0.1)
         torch.testing.assert_close(bench.step(image), wanted, **EXACT)
@@ -345,6 +296,37 @@ def test_a_reset_between_batches_makes_them_independent() -> None:
     bench = Bench(TENT(lr=0.1, steps=2, reset="batch"))
     bench.step(images[0])
     assert torch.equal(bench.step(images[1]), alone)
+
+
+def test_tent_takes_as_many_steps_as_it_is_told() -> None:
+    image = torch.randn(6, 3, 8, 8, dtype=torch.float64)
+    twice, once = (Bench(TENT(optimizer="sgd", lr=0.1, steps=steps)) for steps in (2, 1))
+    once.step(image)
+    assert torch.equal(twice.step(image), once.step(image))
+    assert_same(twice.weights(), once.weights(), rtol=0, atol=0)
+
+
+def test_views_are_of_pixels_whatever_the_normalisation() -> None:
+    bench, pixels = Bench(CoTTA()), torch.rand(2, 3, 8, 8)
+    bench.strategy.module.pixel_statistics = ((0.5,) * 3, (0.25,) * 3)
+    found = bench.strategy.view({"image": (pixels - 0.5) / 0.25}, torch.Generator().manual_seed(1))["image"]
+    wanted = (random_view(pixels, torch.Generator().manual_seed(1)) - 0.5) / 0.25
+    torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
+
+
+def test_each_batch_of_each_set_has_random_numbers_of_its_own() -> None:
+    strategy, places = CoTTA(), [(0, 0), (0, 1), (1, 0), (0, 0)]
+    Bench(strategy)
+    drawn = []
+    for strategy.position, strategy.step in places:
+        drawn.append(float(torch.rand((), generator=strategy.chance("restore"))))
+    assert len(set(drawn[:3])) == 3 and drawn[3] == drawn[0]
+
+
+def test_source_statistics_count_as_many_samples_as_they_are_told() -> None:
+    image = torch.randn(4, 3, 8, 8, dtype=torch.float64)
+    for prior, wanted in ((1e12, network()(image)), (0.0, by_batch(network(), image))):
+        torch.testing.assert_close(Bench(BatchNormStatistics(prior)).step(image), wanted.detach(), rtol=1e-6, atol=1e-9)
 
 
 def test_layer_norms_adapt_too() -> None:
