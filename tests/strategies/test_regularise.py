@@ -245,7 +245,7 @@ def test_the_shortcut_is_the_path_of_plain_sgd(data: Any) -> None:
 
 
 def test_a_pull_leaves_rows_alone_that_came_later() -> None:
-    """L2Init and penalties by importance on a head that has grown from two rows to three, and on a tensor that is new."""
+    """L2Init and penalties by importance, on a head that grew from two rows to three and on a new tensor."""
     network = nn.Linear(2, 3, bias=False)
     with torch.no_grad():
         network.weight.fill_(3.0)
