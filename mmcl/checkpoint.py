@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -116,7 +117,7 @@ def load(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise
     except Exception as error:  # torch raises many kinds for a damaged file
-        reason = str(error).split("\n", 1)[0]
+        reason = re.split(r"\. |, |\n", str(error), maxsplit=1)[0]  # the first clause: the rest is about torch
         raise RunError(f"{path} is damaged or no checkpoint ({type(error).__name__}: {reason})") from error
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise RunError(f"{path} is not a checkpoint of the format {FORMAT}")
@@ -127,7 +128,7 @@ def load_newest(folder: Path) -> tuple[Path, dict[str, Any]] | None:
     """The newest readable of ``last.ckpt`` and ``previous.ckpt``; a broken one is reported and passed over.
 
     Raises:
-        RunError: there are checkpoints and none can be read.
+        ConfigError: there are checkpoints and none can be read.
     """
     errors: list[str] = []
     for name in ("last.ckpt", "previous.ckpt"):
@@ -137,10 +138,13 @@ def load_newest(folder: Path) -> tuple[Path, dict[str, Any]] | None:
         try:
             return path, load(path)
         except RunError as error:
-            logger.warning("%s; using the one before it", error)
             errors.append(str(error))
+            if (folder / "previous.ckpt").exists() and name == "last.ckpt":
+                logger.warning("%s; using the one before it", error)
     if errors:
-        raise RunError(f"no usable checkpoint in {folder}: {'; '.join(errors)}")
+        kept = ", ".join(sorted(p.name for p in folder.glob("task-*.ckpt")))
+        hint = f"copy one of {kept} to last.ckpt there and remove previous.ckpt, or " if kept else ""
+        raise ConfigError(f"{'; '.join(errors)}; {hint}choose another --run_dir")
     return None
 
 

@@ -21,9 +21,10 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from mmcl import distributed, plugins, presets
 from mmcl import trainer as lightning
 from mmcl.dry_run import dry_run
-from mmcl.errors import ConfigError, MmclError, RunError
+from mmcl.errors import ConfigError, MmclError, RunError, out_of_memory
 from mmcl.evaluate import Cell
 from mmcl.export import Export, export
+from mmcl.flags import resolved, written_out
 from mmcl.interrupt import Interrupted
 from mmcl.modules.base import Module
 from mmcl.predict import predict
@@ -32,7 +33,7 @@ from mmcl.report.results import Results
 from mmcl.report.text import final_table
 from mmcl.runner import Runner, RunOptions
 from mmcl.strategy import Strategy
-from mmcl.wording import check_keys, reword
+from mmcl.wording import check_finite, check_keys, reword
 
 logger = logging.getLogger("mmcl")
 
@@ -128,6 +129,7 @@ class MmclCLI(LightningCLI):
         flags = [item.partition("=")[0] for item in rest if item.startswith("--")]
         for config in configs:
             check_keys(config, {name.partition(".")[0] for name in options}, flags)
+        args = [command, *resolved(rest, configs)]
         try:
             super().parse_arguments(parser, args)
         except ParserError as error:
@@ -159,6 +161,7 @@ class MmclCLI(LightningCLI):
         config: Namespace = self.config[self.subcommand]
         dumped = self._parser(self.subcommand).dump(config, skip_link_targets=False, skip_unset=False)
         self.typed: dict[str, Any] = yaml.safe_load(dumped)
+        check_finite(self.typed)
         stream = config.data.stream
         while stream is not None:  # a stream may be made of another one
             arguments = stream.get("init_args") or {}
@@ -275,7 +278,9 @@ def run_command(command: str, arguments: list[str], cli: type[MmclCLI] = MmclCLI
     """Parse and run one of the Trainer's commands; returns the exit code."""
     quiet()
     folder, arguments = presets.default_run_dir(arguments)
-    arguments = [*_written_out(arguments), "--run_dir", str(folder)]
+    arguments = written_out(arguments)
+    if not any(item.partition("=")[0].endswith(".help") for item in arguments):  # nothing may follow it
+        arguments += ["--run_dir", str(folder)]
     wanted = {command: cli.subcommands()[command]}  # the parsers of the others take time to build
     try:
         type(cli.__name__, (cli,), {"subcommands": staticmethod(lambda: wanted)})(
@@ -291,44 +296,21 @@ def run_command(command: str, arguments: list[str], cli: type[MmclCLI] = MmclCLI
             load_from_checkpoint_support=False,
             args=[command, *arguments],
         )
-    except RuntimeError as error:
-        if not distributed.lost_peer(error):
+    except (RuntimeError, MemoryError) as error:
+        words = out_of_memory(error)
+        if isinstance(error, RuntimeError) and distributed.lost_peer(error):
+            words = "another process of this run ended; run the same command again"
+        if not words:
             raise
         last = folder / "checkpoints" / "last.ckpt"
         good = f"; last good checkpoint: {last}" if last.exists() else ""
-        raise RunError(f"another process of this run ended; run the same command again{good}") from error
+        raise RunError(f"{words}{good}") from error
     except Interrupted as stop:
         logger.warning("%s; the same command continues the run", stop)
         distributed.leave()
         return stop.exit_code
     distributed.leave()
     return 0
-
-
-def _written_out(arguments: list[str]) -> list[str]:
-    """Presets and short names as jsonargparse takes them; unknown names are refused before anything is built."""
-    result: list[str] = []
-    items = iter(arguments)
-    kinds = {
-        "--model": "modules",
-        "--strategies": "strategies",
-        "--strategies+": "strategies",
-        "--data.stream": "benchmarks",
-    }
-    for item in items:
-        name, equals, value = item.partition("=")
-        if item.startswith("--strategies+="):
-            name, value = "--strategies+", item.removeprefix("--strategies+=")
-        elif name in kinds or name in ("--config", "-c"):
-            value = value if equals else next(items, "")
-        if name in ("--config", "-c"):
-            result += ["--config", json.dumps(presets.load(presets.find(value)))]
-        elif name in kinds and value[:1] not in "[{":
-            path = plugins.class_path(kinds[name], value)
-            result.append(f"{name}={json.dumps([path]) if name == '--strategies' else path}")
-        else:
-            result.append(item if name not in kinds else f"{name}={value}")
-    return result
 
 
 def quiet() -> None:

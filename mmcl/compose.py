@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
@@ -39,6 +40,9 @@ def expand(strategies: Sequence[Strategy]) -> list[Strategy]:
         if not isinstance(strategy, Strategy):
             raise ConfigError(f"{strategy!r} is not a strategy; give instances of mmcl.strategy.Strategy")
         add(strategy, ())
+    for name, count in Counter(type(strategy).__name__ for strategy in strategies).items():
+        if count > 1:
+            logger.warning("%s stands %d times in the list of strategies, and each takes part", name, count)
     counts: dict[str, int] = {}
     for strategy in flat:
         counts[strategy.name] = counts.get(strategy.name, 0) + 1
@@ -80,6 +84,17 @@ def check(strategies: Sequence[Strategy], module: ModuleContract, facts: frozens
             raise ConfigError(f"{title} reads '{word}', which says nothing; known: {', '.join(sorted(READS))}")
         if overrides(strategy, "on_gradients") and strategy.gradients not in PHASES:
             raise ConfigError(f"{title} overrides on_gradients and must say its phase: one of {', '.join(PHASES)}")
+
+
+@contextmanager
+def speaking(strategy: Strategy) -> Iterator[None]:
+    """What a hook refuses names the strategy, also where something that all share refused it."""
+    try:
+        yield
+    except ConfigError as error:
+        if any(name and name in str(error) for name in (type(strategy).__name__, strategy.listed)):
+            raise
+        raise ConfigError(f"{strategy.title}: {error}") from error
 
 
 def _givers(need: str) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from mmcl.errors import ConfigError
+from mmcl.errors import ConfigError, MmclError
 from mmcl.evaluate import Cell
 from mmcl.runner import Runner, RunOptions
 from mmcl.stream import Budget, Task
@@ -34,6 +34,9 @@ class _Timed(Runner):
         return []
 
     def _scores(self, cells: Sequence[Cell]) -> None: ...
+
+    def _fault(self, error: MmclError) -> MmclError:
+        return ConfigError(f"{error}; dry run: nothing was written")
 
 
 def dry_run(runner: Runner) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable
 
 
@@ -20,6 +21,27 @@ class RunError(MmclError):
 
 class SampleError(RunError):
     """A sample that a module cannot use. Training counts it, names it and takes the next one; evaluation stops."""
+
+
+SPENT = ("out of memory", "not enough memory", "can't allocate memory")
+"""Words of torch's about memory that ran out."""
+_ASKED = re.compile(r"tried to allocate ([\d.]+) ?(\w+)", re.IGNORECASE)
+
+
+def out_of_memory(error: BaseException) -> str:
+    """What to say of an error by which memory ran out; nothing for other errors.
+
+    torch has a class for a GPU's memory, and words in a `RuntimeError` for the machine's.
+    """
+    text = str(error)
+    if not (isinstance(error, MemoryError) or any(words in text for words in SPENT)):
+        return ""
+    found = _ASKED.search(text)
+    asked = ""
+    if found:
+        size = float(found[1]) / 2**30 if found[2] == "bytes" else float(found[1])
+        asked = f": {size:.3g} {'GiB' if found[2] == 'bytes' else found[2]} were asked for"
+    return f"out of memory{asked}; make data.batch_size, data.eval_batch_size or the sizes of strategies smaller"
 
 
 def near(name: str, known: Iterable[str], listed: str = "") -> str:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import logging
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from mmcl import checkpoint
 from mmcl import trainer as lightning
 from mmcl.compose import check
 from mmcl.errors import ConfigError, near
@@ -63,13 +64,12 @@ def export(runner: Runner, ckpt_path: str, wanted: Export) -> Path:
         raise ConfigError("export runs in one process; set --trainer.devices 1")
     check(runner.composition.strategies, module, lightning.facts(runner.trainer))
     module.check(runner.stream)
-    path = runner.resolve(ckpt_path)
-    done: Path = lightning.launch(runner.trainer, lambda: _write(runner, path, wanted, form))
+    path, content = runner.read(ckpt_path)
+    done: Path = lightning.launch(runner.trainer, lambda: _write(runner, path, content, wanted, form))
     return done
 
 
-def _write(runner: Runner, path: Path, wanted: Export, form: str) -> Path:
-    content = checkpoint.load(path)
+def _write(runner: Runner, path: Path, content: Mapping[str, Any], wanted: Export, form: str) -> Path:
     runner.build()
     runner.load(content, path)
     left_out = {s.title: s.unexported for s in runner.composition.strategies if s.unexported}

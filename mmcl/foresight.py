@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+from mmcl.compose import speaking
 from mmcl.errors import ConfigError
 from mmcl.outputs import MEMBERS, Objective
 from mmcl.strategy import Batches, Strategy
@@ -29,9 +30,10 @@ def foresee(stream: Stream, objective: Objective, strategies: Sequence[Strategy]
         extra = list(task.mix)
         for strategy in strategies:
             _check_reads(task, strategy, data)
-            asked = strategy.foresee(task, batches)
-            for source in strategy.sources(task):  # a memory has none yet; its shards are those of earlier tasks
-                data.count(source)
+            with speaking(strategy):
+                asked = strategy.foresee(task, batches)
+                for source in strategy.sources(task):  # a memory has none yet; its shards are those of earlier tasks
+                    data.count(source)
             if "sources" in strategy.reads:
                 _check_indexed(f"task '{task.name}'", asked, strategy)
             extra += asked

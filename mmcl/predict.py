@@ -7,7 +7,6 @@ from pathlib import Path
 
 import torch
 
-from mmcl import checkpoint
 from mmcl import trainer as lightning
 from mmcl.errors import ConfigError
 from mmcl.metrics.probes import build
@@ -38,9 +37,9 @@ def predict(runner: Runner, ckpt_path: str) -> list[Path]:
 
 
 def _predict(runner: Runner, ckpt_path: str) -> list[Path]:
+    path, content = runner.read(ckpt_path)
     runner.set_up()
-    path = runner.resolve(ckpt_path)
-    runner.load(checkpoint.load(path), path)
+    runner.load(content, path)
     device = lightning.device(runner.trainer)
     written = []
     with runner.composition.eval_weights(), runner.engine.evaluating("predict") as encode, torch.no_grad():

@@ -32,6 +32,8 @@ def find(name: str) -> Path:
     path = Path(name)
     if path.is_file():
         return path
+    if (path / "config.yaml").is_file():
+        raise ConfigError(f"--config {name} is a run folder; give --config {path / 'config.yaml'}")
     known = listing()
     stem = name.removesuffix(".yaml").removeprefix("configs/")
     for preset in known:
@@ -67,18 +69,27 @@ def expand(content: dict[str, Any]) -> None:
         ConfigError: a name that is unknown, with near names.
     """
     if content.get("model") is not None:
-        content["model"] = _full("modules", content["model"])
+        content["model"] = full("modules", content["model"])
     if "strategies" in content:
         strategies = content["strategies"] or []
         if isinstance(strategies, (str, dict)):
             strategies = [strategies]
-        content["strategies"] = [_full("strategies", s) for s in strategies]
+        content["strategies"] = [full("strategies", s) for s in strategies]
     data = content.get("data")
     if isinstance(data, dict) and "stream" in data:
-        data["stream"] = _full("benchmarks", data["stream"])
+        data["stream"] = full("benchmarks", data["stream"])
 
 
-def _full(kind: str, value: Any) -> Any:
+def full(kind: str, value: Any) -> Any:
+    """A plug-in by name, or a mapping with `class_path`, with the whole import path.
+
+    Args:
+        kind: of plug-in.
+        value: as it was written; what is neither is left as it is.
+
+    Raises:
+        ConfigError: a name that is unknown, with near names.
+    """
     if isinstance(value, str):
         return {"class_path": plugins.class_path(kind, value)}
     if isinstance(value, dict) and isinstance(value.get("class_path"), str):
@@ -87,7 +98,7 @@ def _full(kind: str, value: Any) -> Any:
             _expand_arguments(value.get("init_args"))
         inner = value.get("init_args")
         if kind == "benchmarks" and isinstance(inner, dict) and "stream" in inner:  # a stream made of another one
-            inner["stream"] = _full(kind, inner["stream"])
+            inner["stream"] = full(kind, inner["stream"])
     elif kind == "benchmarks" and isinstance(value, dict) and "class_path" not in value and "init_args" not in value:
         return {"class_path": "mmcl.stream.Stream", "init_args": value}
     return value
@@ -97,7 +108,7 @@ def _expand_arguments(arguments: Any) -> None:
     """Strategies that a strategy takes (an adapter) have short names too."""
     for inner in arguments.values() if isinstance(arguments, dict) else ():
         if isinstance(inner, dict) and inner.get("class_path") in plugins.listing("strategies"):
-            _full("strategies", inner)
+            full("strategies", inner)
 
 
 def default_run_dir(arguments: list[str]) -> tuple[Path, list[str]]:

@@ -105,6 +105,8 @@ class RunFolder:
     def check_identity(self, identity: Mapping[str, Any]) -> None:
         """Refuse a folder that holds a run of another configuration, naming the keys that differ.
 
+        One whose run was stopped before anything was measured or saved is free for any.
+
         Raises:
             ConfigError: the folder belongs to another configuration, or holds something else.
         """
@@ -114,7 +116,9 @@ class RunFolder:
             if "results.json" in foreign or "checkpoints" in foreign:
                 raise ConfigError(f"{self.path} holds a run without {IDENTITY}; choose another --run_dir")
             return
-        old, new = flatten(json.loads(file.read_text())), flatten(json.loads(json.dumps(identity, default=str)))
+        old, new = flatten(_read_json(file)), flatten(json.loads(json.dumps(identity, default=str)))
+        if not self.results.exists() and not any(self.checkpoints.glob("*.ckpt")):
+            return  # it was stopped before its first row: there is nothing to continue
         keys = sorted(k for k in old.keys() | new.keys() if old.get(k) != new.get(k))
         if keys:
             shown = [f"{k} ({old.get(k, 'absent')} there, {new.get(k, 'absent')} here)" for k in keys[:6]]
@@ -130,7 +134,22 @@ class RunFolder:
 
     def read_results(self) -> dict[str, Any] | None:
         """results.json, or None before the first row."""
-        return json.loads(self.results.read_text()) if self.results.exists() else None
+        return _read_json(self.results) if self.results.exists() else None
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    """A mapping that was written by `write_text`.
+
+    Raises:
+        ConfigError: it is damaged.
+    """
+    try:
+        content = json.loads(path.read_text())
+    except ValueError as error:  # of decoding too
+        raise ConfigError(f"{path} is damaged ({error}); put it back as it was, or choose another --run_dir") from error
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path} is damaged (no mapping); put it back as it was, or choose another --run_dir")
+    return content
 
 
 def write_text(path: Path, text: str) -> None:

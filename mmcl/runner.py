@@ -60,9 +60,13 @@ class Runner(Training):
             except MmclError as error:
                 if not self._begun and not isinstance(error, RunError):
                     raise
-                last = self.folder.checkpoints / "last.ckpt"
-                good = f"last good checkpoint: {last}" if last.exists() else "no checkpoint was written yet"
-                raise RunError(f"{error}; {good}") from error
+                raise self._fault(error) from error
+
+    def _fault(self, error: MmclError) -> MmclError:
+        """What a fault while running says: what remains of the run."""
+        last = self.folder.checkpoints / "last.ckpt"
+        good = f"last good checkpoint: {last}" if last.exists() else "no checkpoint was written yet"
+        return RunError(f"{error}; {good}")
 
     def _fit(self) -> dict[str, Any]:
         found = checkpoint.load_newest(self.folder.checkpoints)

@@ -16,7 +16,7 @@ import torch
 from mmcl import checkpoint, distributed, seeds, weights
 from mmcl import trainer as lightning
 from mmcl.checkpoint import Progress
-from mmcl.compose import Composition, check, expand
+from mmcl.compose import Composition, check, expand, speaking
 from mmcl.engine import Engine
 from mmcl.errors import ConfigError, RunError
 from mmcl.evaluate import Cell, evaluate
@@ -154,7 +154,8 @@ class Session:
         self.engine.to(lightning.device(self.trainer))
         seeds.reseed(self.options.seed, "setup")
         for strategy in self.composition.of("setup"):
-            strategy.setup(self.stream)
+            with speaking(strategy):
+                strategy.setup(self.stream)
         self._place()
 
     def set_up(self) -> None:
@@ -251,18 +252,12 @@ class Session:
     def load(self, content: Mapping[str, Any], path: Path | str) -> None:
         """Rebuild the structure of the tasks so far, then fill it."""
         self.progress = checkpoint.progress_of(content)
+        with_state = self._with_state(content, path)
         for task in self.stream.tasks[: self.progress.task + 1]:
             self._enter(task)
         checkpoint.load_state(self.module.network, content["network"], "weight", path)
         device = lightning.device(self.trainer)
-        for name in content["strategies"].keys() - self.engine.strategies.keys():
-            raise ConfigError(f"{path} was trained with strategy '{name}', which this configuration lacks")
-        for strategy in self.composition.strategies:
-            if strategy.name not in content["strategies"]:
-                if strategy.adapts_at_test and not strategy.state_dict() and not strategy.export_state():
-                    continue  # what keeps nothing of the training may come for the test alone
-                known = ", ".join(content["strategies"]) or "none"
-                raise ConfigError(f"{path} has no state of strategy '{strategy.name}' (it has: {known})")
+        for strategy in with_state:
             saved = content["strategies"][strategy.name]
             checkpoint.load_state(strategy, saved["parameters"], f"parameter of {strategy.name}", path)
             strategy.import_state(move(saved["state"], device))
@@ -270,6 +265,23 @@ class Session:
         self.engine.last_loss = content["last_loss"]
         self.engine.figures = dict(content["figures"])
         self.engine.step, self.engine.task_step = self.progress.step, self.progress.task_step
+
+    def _with_state(self, content: Mapping[str, Any], path: Path | str) -> list[Strategy]:
+        """The strategies that find a state of theirs in a checkpoint.
+
+        Raises:
+            ConfigError: it is of other strategies.
+        """
+        for name in content["strategies"].keys() - self.engine.strategies.keys():
+            raise ConfigError(f"{path} was trained with strategy '{name}', which this configuration lacks")
+        found = []
+        for strategy in self.composition.strategies:
+            if strategy.name in content["strategies"]:
+                found.append(strategy)
+            elif not strategy.adapts_at_test or strategy.state_dict() or strategy.export_state():
+                known = ", ".join(content["strategies"]) or "none"  # what keeps nothing may come for the test alone
+                raise ConfigError(f"{path} has no state of strategy '{strategy.name}' (it has: {known})")
+        return found
 
     def load_network(self, where: str) -> None:
         """Start weights out of a run folder, a checkpoint or a safetensors file.
@@ -307,8 +319,7 @@ class Session:
             return lightning.launch(self.trainer, lambda: self._test(ckpt_path, stage, variants))
 
     def _test(self, ckpt_path: str, stage: Stage, variants: bool) -> dict[str, list[Cell]]:
-        path = self.resolve(ckpt_path)
-        content = checkpoint.load(path)
+        path, content = self.read(ckpt_path)
         self.set_up()
         self.load(content, path)
         adapters = self.composition.adapters() if stage == "test" and variants else []
@@ -328,6 +339,23 @@ class Session:
         first = adapters[0].name
         return {"": found.pop(first), **found}
 
+    def read(self, ckpt_path: str) -> tuple[Path, dict[str, Any]]:
+        """A checkpoint that was asked for.
+
+        Raises:
+            ConfigError: there is none, or it is damaged; the message lists the others.
+        """
+        path = self.resolve(ckpt_path)
+        try:
+            return path, checkpoint.load(path)
+        except RunError as error:
+            raise ConfigError(f"{error}; choose another --ckpt_path: {self._kept(but=path)}") from error
+
+    def _kept(self, but: Path | None = None) -> str:
+        """The checkpoints that there are, for a message."""
+        found = self.folder.checkpoints.glob("*.ckpt") if self.folder.path.exists() else ()
+        return ", ".join(sorted(p.stem for p in found if p != but)) or "none"
+
     def resolve(self, ckpt_path: str) -> Path:
         """The file behind ``last``, ``task-K`` or a path.
 
@@ -336,6 +364,5 @@ class Session:
         """
         path = self.folder.checkpoints / f"{ckpt_path}.ckpt" if not Path(ckpt_path).suffix else Path(ckpt_path)
         if not path.exists():
-            there = sorted(p.stem for p in self.folder.checkpoints.glob("*.ckpt")) if self.folder.path.exists() else []
-            raise ConfigError(f"no checkpoint {path}; there are: {', '.join(there) or 'none'}")
+            raise ConfigError(f"no checkpoint {path}; there are: {self._kept()}")
         return path

@@ -6,6 +6,7 @@ import dataclasses
 import difflib
 import importlib
 import inspect
+import math
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
@@ -50,6 +51,22 @@ def check_keys(config: Mapping[str, Any], known: Collection[str], flags: Sequenc
     _check_object(stream, "data.stream", flags, Stream)
     for i, strategy in enumerate(config.get("strategies") or []):
         _check_object(strategy, f"strategies.{i}", flags, Strategy)
+
+
+def check_finite(config: Mapping[str, Any]) -> None:
+    """Refuse numbers that are none: `.nan` and `.inf` pass for numbers in YAML, and comparisons let many of them by.
+
+    Args:
+        config: the whole configuration; what is Lightning's own may be without limit.
+
+    Raises:
+        ConfigError: the key and its value.
+    """
+    for place, value in _leaves(config):
+        if not isinstance(value, float) or math.isfinite(value):
+            continue
+        if math.isnan(value) or not place.startswith("trainer."):
+            raise ConfigError(f"{place.replace('init_args.', '')} is {value}; it must be a finite number")
 
 
 def _check_object(value: Any, where: str, flags: Sequence[str], base: type | None = None) -> None:
@@ -110,17 +127,28 @@ def _import(path: str, where: str) -> Any:
         raise ConfigError(f"{where}: '{path}' cannot be used: {error}") from error
 
 
-def _signature(path: str, where: str) -> dict[str, Any]:
-    """Argument -> default of a class or function; {} where it takes any, or has a short name that the parser knows."""
+def parameters_of(path: str, where: str) -> dict[str, inspect.Parameter]:
+    """Arguments of a class or function; {} where it takes any, or has a short name that the parser knows.
+
+    Args:
+        path: what is called.
+        where: the key that names it.
+
+    Raises:
+        ConfigError: it cannot be imported.
+    """
     if "." not in path:
         return {}
     try:
         parameters = inspect.signature(_import(path, where)).parameters
     except (ValueError, TypeError) as error:
         raise ConfigError(f"{where}: '{path}' cannot be used: {error}") from error
-    if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
-        return {}
-    return {n: p.default for n, p in parameters.items()}
+    return {} if any(p.kind is p.VAR_KEYWORD for p in parameters.values()) else dict(parameters)
+
+
+def _signature(path: str, where: str) -> dict[str, Any]:
+    """Argument -> default, of `parameters_of`."""
+    return {name: parameter.default for name, parameter in parameters_of(path, where).items()}
 
 
 def _refuse_unknown(given: Mapping[str, Any], known: Collection[str], where: str) -> None:
@@ -169,6 +197,8 @@ def reword(
         names = [name.partition(".")[2] or name for name in found[1].split(", ")]
         return f"no {' and no '.join(names)} given; start from a preset with --config (`mmcl list configs` shows them)"
     if found := _STRANGE.search(message):
+        if not (found[1] or "-").startswith("-"):
+            return f"unexpected argument '{found[1]}'; a preset, a file or a run's config.yaml stands after --config"
         name = (found[1] or found[2]).lstrip("-")
         given = next((f for f in flags if f.endswith(f".{name}")), f"--{name}")
         options = close(given, known)
@@ -180,7 +210,7 @@ def reword(
         key, detail, value = found.groups()
         kinds = dict.fromkeys(KINDS.get(a, a) or f"one of {b}" for a, b in _EXPECTED.findall(detail))
         wanted = f"it must be {' or '.join(kinds)}" if kinds else detail.strip()
-        return f"{_place(key, value, configs)} is '{value}'; {wanted}"
+        return f"{_place(key, value, configs, flags)} is '{value}'; {wanted}"
     found = _UNION.search(message)
     return found[1] if found else message
 
@@ -192,10 +222,10 @@ def close(option: str, known: Collection[str]) -> list[str]:
     return difflib.get_close_matches(option.lstrip("-"), known, n=2, cutoff=0.7)
 
 
-def _place(key: str, value: str, configs: Sequence[Mapping[str, Any]]) -> str:
-    """The full place of a key that the parser knows by its end."""
+def _place(key: str, value: str, configs: Sequence[Mapping[str, Any]], flags: Sequence[str]) -> str:
+    """The full place of a key that the parser knows by its end: in a file, else the option that gave it."""
     found = [p for c in configs for p, v in _leaves(c) if str(v) == value and f".{p}".endswith(f".{key}")]
-    return found[0] if found else key
+    return next((place for place in (*found, *flags) if place.endswith(f".{key}")), key)
 
 
 def _leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:

@@ -51,7 +51,10 @@ class ClassFeatures(Strategy):
             for batch in data():
                 if "labels" not in batch:
                     raise RunError(f"{self.name}: the samples of task '{task.name}' have no labels")
-                features = encode(batch).features[self.represented]
+                outputs = encode(batch)
+                if self.represented not in outputs.features:
+                    raise RunError(f"{self.name}: the samples of task '{task.name}' give no feature '{self.feature}'")
+                features = outputs.features[self.represented]
                 columns = self._columns(batch).to(features.device)
                 real = batch["valid"] & (columns >= 0)
                 found.append((features[real].float(), columns[real], batch["__index__"][real]))

@@ -26,6 +26,10 @@ class _Memories(Strategy):
         title = type(self).__name__
         if batch_size is not None and batch_size < 1:
             raise ConfigError(f"{title}: batch_size is {batch_size}; it must be 1 or more")
+        if size < 1:
+            raise ConfigError(f"{title}: size is {size}; it must be 1 or more")
+        if rule in ("herding", "k_means"):
+            raise ConfigError(f"{title}: rule {rule} needs features; take reservoir or class_balanced")
         self.size, self.batch_size = size, batch_size
         self.memories = TaskMemories(size, rule)
         self.reads = frozenset({"samples", "labels"} if rule == "class_balanced" else {"samples"})

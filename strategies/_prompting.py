@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Literal, NamedTuple
@@ -52,9 +53,12 @@ class PromptStrategy(Strategy):
     selected: dict[str, Tensor]
     """Task -> how often its training selected each prompt."""
 
-    def __init__(self, kind: Literal["attention", "input"]) -> None:
+    def __init__(self, kind: Literal["attention", "input"], init: tuple[float, float] = (-1.0, 1.0)) -> None:
         super().__init__()
-        self.kind = kind
+        low, high = init
+        if not -math.inf < low <= high < math.inf:
+            raise ConfigError(f"{type(self).__name__}: init is {list(init)}; give two numbers, the lower first")
+        self.kind, self.init = kind, init
         self.needs = frozenset({f"sites.{self.kind}"})
         self._pending: list[Tensor] = []
         self._queries: dict[tuple[str, str], dict[int, Tensor]] = {}

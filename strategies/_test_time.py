@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from copy import deepcopy
 from dataclasses import dataclass
@@ -40,7 +41,7 @@ class _Descent:
         found = _Descent(**{**vars(self), **{name: value for name, value in given.items() if value is not None}})
         if found.optimizer not in ("adam", "sgd"):
             raise ConfigError(f"{where}: optimizer '{found.optimizer}' is unknown; {near('', ('adam', 'sgd'))}")
-        if found.lr < 0 or not 0 <= found.momentum < 1:
+        if not (0 <= found.lr < math.inf and 0 <= found.momentum < 1):
             raise ConfigError(f"{where}: lr is {found.lr}, momentum {found.momentum}; lr is 0 or more, momentum 0..1")
         return found
 
@@ -61,8 +62,11 @@ class _Adapter(Strategy):
     adapts_at_test = True
     unsupported = frozenset({"fsdp"})
 
-    def __init__(self, descent: _Descent, reset: Reset) -> None:
+    def __init__(self, descent: _Descent, reset: Reset, source_samples: int | None = None) -> None:
         super().__init__()
+        if source_samples is not None and source_samples < 1:
+            raise ConfigError(f"{type(self).__name__}: source_samples is {source_samples}; it must be 1 or more")
+        self.source_samples = source_samples
         if reset not in RESETS:
             raise ConfigError(f"{type(self).__name__}: reset '{reset}' is unknown; {near(reset, RESETS)}")
         self.descent, self.reset = descent, reset

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 
 from mmcl.batch_norm import batch_norms, batch_statistics
@@ -32,8 +34,8 @@ class BatchNormStatistics(Strategy):
 
     def __init__(self, prior: float = 0.0) -> None:
         super().__init__()
-        if prior < 0:
-            raise ConfigError(f"BatchNormStatistics: prior is {prior}; it must be 0 or more")
+        if not 0 <= prior < math.inf:
+            raise ConfigError(f"BatchNormStatistics: prior is {prior}; it must be a finite number, 0 or more")
         self.prior = prior
 
     def on_evalset_start(self, evalset: EvalSet, position: int, source: SourcePass) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -88,16 +89,17 @@ class CoTTA(_Adapter):
         for name, value in (("restore", restore), ("decay", decay)):
             if not 0 <= value <= 1:
                 raise ConfigError(f"CoTTA: {name} is {value}; it must be within 0..1")
-        if views < 1 or (isinstance(threshold, str) and threshold != "source"):
+        usable = threshold in (None, "source") if not isinstance(threshold, float | int) else 0 <= threshold < math.inf
+        if views < 1 or not usable:
             raise ConfigError(
-                f"CoTTA: views is {views}, threshold {threshold!r}; give 1 or more, and a number or source"
+                f"CoTTA: views is {views}, threshold {threshold!r}; give 1 or more, and a number (0 or more) or source"
             )
-        super().__init__(values.descent.changed("CoTTA", optimizer=optimizer, lr=lr, momentum=momentum), reset)
+        descent = values.descent.changed("CoTTA", optimizer=optimizer, lr=lr, momentum=momentum)
+        super().__init__(descent, reset, source_samples)
         self.threshold = values.threshold if threshold is None else threshold
         self.name = "cotta"
         self.restore, self.decay, self.views = restore, decay, views
         self.symmetric = values.symmetric if symmetric is None else symmetric
-        self.source_samples = source_samples
         self.unsure_below = 0.0
         self.teacher: dict[str, Tensor] = {}
 

@@ -56,7 +56,7 @@ class DualPrompt(PromptStrategy):
         copy_slots: bool = True,
         init: tuple[float, float] = (-1.0, 1.0),
     ) -> None:
-        super().__init__("attention")
+        super().__init__("attention", init)
         if general_length < 1 or expert_length < 1:
             raise ConfigError(
                 f"DualPrompt: lengths are {general_length} and {expert_length}; they must be 1 or more "
@@ -64,13 +64,16 @@ class DualPrompt(PromptStrategy):
             )
         if set(general_blocks) & set(expert_blocks):
             raise ConfigError(f"DualPrompt: block {min(set(general_blocks) & set(expert_blocks))} is in both lists")
+        for name, blocks in (("general_blocks", general_blocks), ("expert_blocks", expert_blocks)):
+            if len(set(blocks)) < len(blocks):
+                raise ConfigError(f"DualPrompt: {name} are {list(blocks)}; name each block once")
         if not expert_blocks:
             raise ConfigError("DualPrompt: expert_blocks is empty; name at least one block")
         if not 0 <= pull < math.inf:
             raise ConfigError(f"DualPrompt: pull is {pull}; a weight is 0 or more")
         self.general_length, self.general_blocks = general_length, tuple(general_blocks)
         self.expert_length, self.expert_blocks = expert_length, tuple(expert_blocks)
-        self.pull, self.copy_slots, self.init = pull, copy_slots, init
+        self.pull, self.copy_slots = pull, copy_slots
 
     def allocate(self, stream: Stream, generator: torch.Generator) -> None:
         self.pool_size = len(stream.tasks)

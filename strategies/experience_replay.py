@@ -29,7 +29,7 @@ class ExperienceReplay(Strategy):
         feature: name among the module's features that ``herding`` and ``k_means`` look at.
 
     Raises:
-        ConfigError: an argument is out of range.
+        ConfigError: an argument is out of range, or the module does not offer the feature that the rule looks at.
 
     Differences from the published code: the reservoir is drawn by hashes of the samples' names over all tasks, where
     the code draws while it trains; each sample of a task that ended has the same chance either way.
@@ -39,11 +39,13 @@ class ExperienceReplay(Strategy):
         super().__init__()
         if not 0 < share < 1:
             raise ConfigError(f"ExperienceReplay: share is {share}; it must be above 0 and below 1")
+        if size < 1:
+            raise ConfigError(f"ExperienceReplay: size is {size}; it must be 1 or more")
         self.buffer = ReplayBuffer(size, rule)
         self.share, self.feature = share, feature
         self.reads = frozenset({"samples", "labels"} if rule == "class_balanced" else {"samples"})
         if self.buffer.needs_features:
-            self.needs = frozenset({"features"})
+            self.needs = frozenset({f"features.{feature}"})
 
     def setup(self, stream: Stream) -> None:
         self.buffer.seed = self.reach.seed

@@ -83,7 +83,7 @@ class L2P(PromptStrategy):
         positions: bool = True,
         init: tuple[float, float] = (-1.0, 1.0),
     ) -> None:
-        super().__init__("input")
+        super().__init__("input", init)
         self.name = "l2p"
         for name, value, known in (
             ("query", query, QUERIES),
@@ -101,7 +101,7 @@ class L2P(PromptStrategy):
         self.pool_size, self.length, self.top_k, self.pull = pool_size, length, top_k, pull
         self.query_kind, self.own_keys, self.vote, self.diversity = query, own_keys, vote, diversity
         self.task_slots, self.copy_slots = task_slots, copy_slots
-        self.pooled, self.positions, self.init = pool == "prompts", positions, init
+        self.pooled, self.positions = pool == "prompts", positions
         self.by_task = copy_slots
         self.unsupported = frozenset() if vote == "never" else frozenset({"accumulation"})  # the whole batch votes
         self.add_state("place", None)

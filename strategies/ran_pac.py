@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -46,7 +48,7 @@ class RanPAC(RidgeClassifier):
         with_initial: bool = False,
     ) -> None:
         super().__init__(width, feature, trains, with_initial)
-        if ridge is not None and ridge <= 0:
+        if ridge is not None and not 0 < ridge < math.inf:
             raise ConfigError(f"RanPAC: ridge is {ridge}; it must be positive")
         self.given, self.cosine = ridge, cosine
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from copy import deepcopy
 from typing import Literal
@@ -80,12 +81,15 @@ class RMT(_Adapter):
         for name, value in (("decay", decay), ("alpha", alpha)):
             if not 0 <= value <= 1:
                 raise ConfigError(f"RMT: {name} is {value}; it must be within 0..1")
-        if temperature <= 0 or projection < 1 or min(target, contrastive, source, warmup) < 0:
-            raise ConfigError("RMT: temperature and projection are positive, weights and warmup are 0 or more")
-        super().__init__(PRESETS[preset].changed("RMT", optimizer=optimizer, lr=lr, momentum=momentum), reset)
+        for name, value in (("target", target), ("contrastive", contrastive), ("source", source), ("warmup", warmup)):
+            if not 0 <= value < math.inf:
+                raise ConfigError(f"RMT: {name} is {value}; it must be 0 or more")
+        if not 0 < temperature < math.inf or projection < 1:
+            raise ConfigError(f"RMT: temperature is {temperature}, projection {projection}; both must be positive")
+        descent = PRESETS[preset].changed("RMT", optimizer=optimizer, lr=lr, momentum=momentum)
+        super().__init__(descent, reset, source_samples)
         self.decay, self.alpha, self.temperature, self.projection = decay, alpha, temperature, projection
-        self.weights_ = {"target": target, "contrastive": contrastive, "source": source}
-        self.warmup, self.source_samples = warmup, source_samples
+        self.weights_, self.warmup = {"target": target, "contrastive": contrastive, "source": source}, warmup
         self.teacher: dict[str, Tensor] = {}
         self._begun: tuple[dict[str, Tensor], dict[str, Tensor]] = ({}, {})
 

@@ -62,12 +62,12 @@ class SPrompts(PromptStrategy):
     ) -> None:
         if tune not in TUNES:
             raise ConfigError(f"SPrompts: tune '{tune}' is unknown; {near(tune, TUNES)}")
-        super().__init__("input" if tune == "prompts" else "attention")
+        super().__init__("input" if tune == "prompts" else "attention", init)
         if length < 1 or centers < 1 or rank < 1:
             raise ConfigError(f"SPrompts: length {length}, centers {centers}, rank {rank}; each must be 1 or more")
         self.name = "s_prompts"
         self.length, self.centers, self.classifiers = length, centers, classifiers
-        self.tune, self.rank, self.init = tune, rank, init
+        self.tune, self.rank = tune, rank
         self.claims = frozenset({"prompts" if tune == "prompts" else "adapters", *(["classifier"] * classifiers)})
         self.reads = frozenset({"samples"})
         self.freezes_head = classifiers

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 
@@ -65,8 +66,12 @@ class SLCA(ClassFeatures):
     ) -> None:
         super().__init__(feature)
         for name, value in (("backbone_scale", backbone_scale), ("lr", lr), ("temperature", temperature)):
-            if value is not None and value <= 0:
+            if value is not None and not 0 < value < math.inf:
                 raise ConfigError(f"SLCA: {name} is {value}; it must be positive")
+        if not (0 <= momentum < 1 and 0 <= weight_decay < math.inf):
+            raise ConfigError(
+                f"SLCA: momentum is {momentum}, weight_decay {weight_decay}; momentum is 0..1, the other 0 or more"
+            )
         if epochs < 0 or samples < 1:
             raise ConfigError(f"SLCA: epochs is {epochs} and samples {samples}; give at least 0 and 1")
         self.needs |= {"head.linear"}

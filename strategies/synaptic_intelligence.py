@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from torch import Tensor
@@ -47,7 +48,7 @@ class SynapticIntelligence(Strategy):
         gamma: float = 1.0,
     ) -> None:
         super().__init__()
-        if not damping > 0:
+        if not 0 < damping < math.inf:
             raise ConfigError(f"SynapticIntelligence: damping is {damping}; it must be above 0")
         pull = _SynapticPull(weight, rule, gamma)
         self._parts = (_SynapticPath(pull, damping, approximate), pull)

@@ -22,7 +22,7 @@ HEAVY = {"torch", "lightning", "numpy", "open_clip", "transformers", "jsonargpar
 
 # Files of the core that are one room together; every other file or folder of `mmcl/` is a room of its own.
 PARTS = {
-    "cli": {"cli", "commands", "data_command", "dry_run", "export", "predict", "shards_command", "wording"},
+    "cli": {"cli", "commands", "data_command", "dry_run", "export", "flags", "predict", "shards_command", "wording"},
     "tools": {"archives", "assets", "batch_norm", "collate", "distributed", "plugins", "presets", "seeds", "weights"},
     "strategy": {"contract", "strategy"},
     "runner": {

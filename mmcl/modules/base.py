@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -65,8 +66,13 @@ class Module(Recorded, pl.LightningModule):
         optimizer: OptimizerBuilder | None = None,
     ) -> None:
         super().__init__()
-        if lr <= 0:
-            raise ConfigError(f"{type(self).__name__}: lr is {lr}; it must be positive")
+        title = type(self).__name__
+        if not 0 < lr < math.inf:
+            raise ConfigError(f"{title}: lr is {lr}; it must be positive")
+        if not 0 <= weight_decay < math.inf:
+            raise ConfigError(f"{title}: weight_decay is {weight_decay}; it must be 0 or more")
+        if not all(0 <= beta < 1 for beta in betas):
+            raise ConfigError(f"{title}: betas are {list(betas)}; each must be 0 or more and below 1")
         self.objective = objective
         self.lr = lr
         self.weight_decay = weight_decay

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -114,7 +115,7 @@ class ImageClassifierModule(Module):
             if value not in known:
                 raise ConfigError(f"ImageClassifierModule: {name} '{value}' is unknown; {near(value, known)}")
         for name, factor in (("head_lr_scale", head_lr_scale), ("head_scale", head_scale)):
-            if factor <= 0:
+            if not 0 < factor < math.inf:
                 raise ConfigError(f"ImageClassifierModule: {name} is {factor}; it must be positive")
         from timm.data import resolve_model_data_config
 
