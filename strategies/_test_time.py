@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from copy import deepcopy
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +21,6 @@ from mmcl.strategy import StepContext, Strategy
 from mmcl.stream import EvalSet
 
 Reset = Literal["never", "set", "batch"]
-RESETS = ("never", "set", "batch")
 
 
 @dataclass(frozen=True)
@@ -47,16 +46,13 @@ class _Descent:
 
     def build(self, parameters: list[nn.Parameter]) -> Optimizer:
         """Over the parameters."""
-        if self.optimizer == "adam":
-            return Adam(parameters, lr=self.lr, betas=(0.9, 0.999), weight_decay=0.0)
-        return SGD(parameters, lr=self.lr, momentum=self.momentum)
+        return Adam(parameters, self.lr) if self.optimizer == "adam" else SGD(parameters, self.lr, self.momentum)
 
 
 class _Adapter(Strategy):
     """Base class: a subclass says what adapts (`chosen`) and what a batch does (`adapt`).
 
-    Everything here lives from the start of a test to its end; nothing is saved, and the runner puts the trained weights
-    back.
+    All of it lives from the start of a test to its end; nothing is saved, and the runner puts the trained weights back.
     """
 
     adapts_at_test = True
@@ -66,10 +62,9 @@ class _Adapter(Strategy):
         super().__init__()
         if source_samples is not None and source_samples < 1:
             raise ConfigError(f"{type(self).__name__}: source_samples is {source_samples}; it must be 1 or more")
-        self.source_samples = source_samples
-        if reset not in RESETS:
-            raise ConfigError(f"{type(self).__name__}: reset '{reset}' is unknown; {near(reset, RESETS)}")
-        self.descent, self.reset = descent, reset
+        if reset not in get_args(Reset):
+            raise ConfigError(f"{type(self).__name__}: reset '{reset}' is unknown; {near(reset, get_args(Reset))}")
+        self.descent, self.reset, self.source_samples = descent, reset, source_samples
         self.position = self.step = 0
         self.parameters_: dict[str, nn.Parameter] = {}
         self.kept: dict[str, Tensor] = {}

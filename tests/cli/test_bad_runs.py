@@ -63,8 +63,7 @@ DAMAGED: dict[str, tuple[list[str], list[str], str]] = {
     "checkpoint of a test": (
         ["checkpoints/last.ckpt"],
         ["test", "--config", "RUN/config.yaml"],
-        "last.ckpt is damaged or no checkpoint (RuntimeError: PytorchStreamReader failed reading zip archive: failed "
-        "finding central directory); choose another --ckpt_path: previous, task-1, task-2",
+        "; choose another --ckpt_path: previous, task-1, task-2",
     ),
     "checkpoint of predictions": (
         ["checkpoints/task-1.ckpt"],
@@ -81,8 +80,8 @@ DAMAGED: dict[str, tuple[list[str], list[str], str]] = {
         ["fit", "--config", "RUN/config.yaml"],
         "copy one of task-1.ckpt, task-2.ckpt to last.ckpt there and remove previous.ckpt, or choose another --run_dir",
     ),
-    "results": (["results.json"], ["fit", "--config", "RUN/config.yaml"], "results.json is damaged (Expecting"),
-    "identity": (["identity.json"], ["fit", "--config", "RUN/config.yaml"], "identity.json is damaged (Expecting"),
+    "results": (["results.json"], ["fit", "--config", "RUN/config.yaml"], "results.json is damaged ("),
+    "identity": (["identity.json"], ["fit", "--config", "RUN/config.yaml"], "identity.json is damaged ("),
 }
 
 
@@ -94,7 +93,9 @@ def test_damaged_run_folder(mmcl: Mmcl, copy: Path, workplace: Path, name: str) 
         (copy / file).write_bytes(content[: len(content) // 3])
     if len(files) > 1:  # a run that was interrupted
         (copy / "results.json").unlink()
-    refused(mmcl(*(part.replace("RUN", str(copy)) for part in command)), words)
+    answer = mmcl(*(part.replace("RUN", str(copy)) for part in command))
+    refused(answer, words)
+    assert f"{Path(files[-1]).name} is damaged" in answer.err
     assert not list(workplace.iterdir())
 
 
