@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
@@ -13,8 +12,6 @@ from mmcl.functional.averaging import ema
 from mmcl.outputs import Weights
 from mmcl.strategy import DataPass, StepContext, Strategy
 from mmcl.stream import Task
-
-logger = logging.getLogger("mmcl")
 
 
 class MomentumInterpolation(Strategy):
@@ -54,19 +51,8 @@ class MomentumInterpolation(Strategy):
         self.slow = {name: _wide(value) for name, value in self.grown(self.slow).items()}
 
     def on_step_end(self, context: StepContext) -> None:
-        if context.task_step == 0:
-            self._warn(context)
         if (context.step + 1) % self.interval == 0:
             ema(self.slow, self.weights(), decay=self.decay)
-
-    def _warn(self, context: StepContext) -> None:
-        """Say so where the slow weights do not move in a task."""
-        end = context.step + context.task_steps
-        if end // self.interval == context.step // self.interval:
-            assert context.task is not None
-            where = (context.task.name, context.task_steps, self.interval)
-            words = "MomentumInterpolation: task '%s' has %d steps, and slow weights move every %d of the run"
-            logger.warning(words, *where)
 
     def eval_weights(self, variant: str = "") -> AbstractContextManager[None]:
         return self.swap(self.slow) if self.slow else nullcontext()

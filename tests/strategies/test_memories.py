@@ -231,7 +231,7 @@ def test_what_a_memory_refuses(tmp_path: Path) -> None:
     for build, message in (
         (lambda: DERPlusPlus(8, alpha=-1.0), "alpha is -1.0"),
         (lambda: DERPlusPlus(8, on="logit"), "on 'logit' is unknown; did you mean logits"),  # type: ignore[arg-type]
-        (lambda: AGEM(0), "a buffer of 0 samples"),
+        (lambda: AGEM(0), "AGEM: size is 0; it must be 1 or more"),
         (lambda: AGEM(8, batch_size=0), "AGEM: batch_size is 0"),
         (lambda: GEM(8, margin=-0.5), "margin is -0.5"),
         (lambda: GEM(8, rule="k_means"), "rule k_means needs features"),

@@ -61,7 +61,7 @@ BAD: list[tuple[Callable[[], Any], str]] = [
     (lambda: Distillation(cache_images=True), "cache_images needs"),
     (lambda: Distillation(texts="al"), "texts 'al' is neither 'batch', 'all' nor a text file"),
     (lambda: ExperienceReplay(4, share=1.0), "share is 1.0"),
-    (lambda: ExperienceReplay(0), "a buffer of 0 samples"),
+    (lambda: ExperienceReplay(0), "ExperienceReplay: size is 0; it must be 1 or more"),
     (lambda: LwF(temperature=-1), "temperature is -1"),
     (lambda: MomentumInterpolation(1.5), "decay is 1.5"),
     (lambda: MomentumInterpolation(interval=0), "interval is 0"),
