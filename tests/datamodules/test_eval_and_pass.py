@@ -187,3 +187,14 @@ def test_loaders_need_bind(make_source):
     data = StreamDataModule(Stream("s", [Task("t", [source := make_source((8,))], Budget(steps=1))]))
     with pytest.raises(RuntimeError, match="bind"):
         data.eval_loader(source)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_samples_are_made_in_full_precision(make_data, make_source, workers):
+    """An evaluation in mixed precision on a CPU reads its loader inside autocast."""
+    source = make_source((5,))
+    data = make_data(source, workers=workers)
+    data.bind(lambda sample, augment: {"image": torch.ones(2, 2) @ torch.full((2, 2), 1 / 3)}, seed=0)
+    with torch.autocast("cpu", torch.bfloat16):
+        (batch,) = data.eval_loader(source)
+    assert batch["image"].dtype == torch.float32
