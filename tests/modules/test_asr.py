@@ -170,7 +170,7 @@ def test_rows_that_cannot_be_trained_on_say_why(seq2seq: ASRModule) -> None:
 BAD = {
     "silence": (tiny_asr.wav(Audio(np.zeros(800, np.float32), 8_000)), "silent"),
     "nothing": (tiny_asr.wav(Audio(np.zeros(0, np.float32), 8_000)), "no samples"),
-    "broken": (tiny_asr.wav(Audio(np.array([0.1, np.nan] * 400, np.float32), 8_000)), "not finite"),
+    "broken": (tiny_asr.wav(Audio(np.array([0.1, np.nan] * 400, np.float32), 8_000), subtype="FLOAT"), "not finite"),
     "rate": (tiny_asr.wav(tiny_asr.sung("no"), rate=7), "7 samples a second"),
     "letters": (b"no recording at all", "not a recording"),
 }

@@ -41,10 +41,10 @@ def sung(text: str, rate: int = RATE) -> Audio:
     return Audio((0.3 * np.concatenate(tones)).astype(np.float32), rate)
 
 
-def wav(audio: Audio, rate: int | None = None) -> bytes:
-    """The recording as a file; `rate` is what its header says."""
+def wav(audio: Audio, rate: int | None = None, subtype: str = "PCM_16") -> bytes:
+    """The recording as a file; `rate` is what its header says. A file of floats also holds the time of day."""
     out = io.BytesIO()
-    soundfile.write(out, audio.samples, rate or audio.rate, format="WAV", subtype="FLOAT")
+    soundfile.write(out, audio.samples, rate or audio.rate, format="WAV", subtype=subtype)
     return out.getvalue()
 
 
