@@ -62,12 +62,15 @@ def _launch(rows: Sequence[Row], folder: Path, out: Path) -> str:
     command = [sys.executable, __file__, str(folder), str(out), *(word for row in rows for word in row)]
     world = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "TORCHELASTIC_RUN_ID": "rows", "GROUP_RANK": "0"}
     world |= {"WORLD_SIZE": str(RANKS), "LOCAL_WORLD_SIZE": str(RANKS)}
-    processes = []
+    processes, said = [], []
     for rank in range(RANKS):
+        said.append(out / f"rank-{rank}.log")  # a pipe that is read after another's end could fill up
         environment = tiny.environment(**world, RANK=str(rank), LOCAL_RANK=str(rank))
-        pipe = subprocess.PIPE
-        processes.append(subprocess.Popen(command, env=environment, text=True, stdout=pipe, stderr=subprocess.STDOUT))
-    return "\n".join(f"rank {rank}: ...{p.communicate()[0][-3000:]}" for rank, p in enumerate(processes))
+        with said[-1].open("w") as log:
+            processes.append(subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT))
+    for process in processes:
+        process.wait()
+    return "\n".join(f"rank {rank}: ...{log.read_text()[-3000:]}" for rank, log in enumerate(said))
 
 
 def main(folder: Path, out: Path, rows: Sequence[Row]) -> None:
