@@ -59,7 +59,7 @@ class DataFolder:
         file = self.path / CLASSES
         if not file.is_file():
             raise ConfigError(f"{self.benchmark}: {self.path} has no {CLASSES} (one name a line, in the labels' order)")
-        names = file.read_text(encoding="utf-8").splitlines()
+        names = file.read_text(encoding="utf-8-sig").splitlines()
         if count is not None and len(names) != count:
             raise ConfigError(f"{self.benchmark}: {file} has {len(names)} names; the benchmark has {count} classes")
         return names

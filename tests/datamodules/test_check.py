@@ -123,7 +123,7 @@ def test_sources_that_cannot_be_opened(make_data, make_source, change, message, 
 
 def test_keys_and_labels_choose(make_data, make_source, draw_batches, tmp_path):
     source = make_source((10, 10))
-    (tmp_path / "keys.txt").write_text("s00013\n\ns00002\ns00007\n")
+    (tmp_path / "keys.txt").write_text("s00013\n\ns00002\ns00007\n", encoding="utf-8-sig")
     by_file = replace(source, keys=str(tmp_path / "keys.txt"))
     (batch,) = make_data(by_file, batch_size=3).eval_loader(by_file)
     assert batch["__key__"] == ["s00002", "s00007", "s00013"]
