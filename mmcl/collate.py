@@ -66,9 +66,9 @@ def _empty(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
 def collate(samples: Sequence[dict[str, Any]], paddings: Mapping[str, float] | None = None) -> dict[str, Any]:
     """Stack samples into a batch.
 
-    Tensors and arrays are stacked, whole numbers become a LongTensor, numbers of which some are not whole a float tensor,
-    anything else a list. Where a sample's ``text`` is (n, L), several captions of one image, the batch's is (sum of n, L) and
-    ``text_rows`` says for each caption the row of its image.
+    Tensors and arrays are stacked, whole numbers become a LongTensor, numbers of which some are not whole a float
+    tensor, anything else a list. Where a sample's ``text`` is (n, L), several captions of one image, the batch's is
+    (sum of n, L) and ``text_rows`` says for each caption the row of its image.
 
     Args:
         samples: dictionaries with the same keys.
