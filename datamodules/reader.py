@@ -87,6 +87,15 @@ class SourceReader:
         shard, sample = self._locate(index)
         return self._shards[shard].key(sample)
 
+    def double_key(self) -> str | None:
+        """A key that two of its samples have; None where all differ, as they do within a shard."""
+        if sum(size > 0 for size in self.shard_sizes) < 2:
+            return None
+        hashes = np.fromiter((hash(self.key(index)) for index in range(len(self))), np.int64, len(self))
+        order = np.argsort(hashes, kind="stable")
+        again = order[1:][hashes[order[1:]] == hashes[order[:-1]]]
+        return self.key(int(again[0])) if len(again) else None
+
     def where(self, index: int) -> str:
         """Key and shard of a sample, for messages."""
         return f"sample '{self.key(index)}' in shard {self.paths[self._locate(index)[0]]}"

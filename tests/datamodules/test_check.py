@@ -20,6 +20,25 @@ def test_a_good_stream_passes(make_data, make_source):
     assert data.count(source) == 20
 
 
+@pytest.mark.parametrize("place", ["evaluation set 'e0'", "stream source 'ref'"])
+def test_every_part_of_what_is_drawn_as_one_is_looked_at(make_data, make_source, tmp_path, make_samples, place):
+    good = make_source((10,))
+    write_shard(tmp_path / "bad.tar", [{**sample, "txt": " "} for sample in make_samples(2, prefix="b")])
+    whole = joined("whole", [good, Source([str(tmp_path / "bad.tar")])])
+    more = {"evals": [whole]} if place.startswith("eval") else {"sources": {"ref": whole}}
+    with pytest.raises(ConfigError, match=f"{place}: .*sample 'b00000' in shard .*bad.tar has an empty caption"):
+        make_data(good, **more).check()
+    with pytest.raises(ConfigError, match=r"evaluation set 'e0': sample 'x00000' in .* has label 9, but there are 4"):
+        write_shard(tmp_path / "label.tar", [{**s, "cls": 9} for s in make_samples(2, prefix="x")])
+        wrong = joined("whole", [good, Source([str(tmp_path / "label.tar")])])
+        make_data(good, class_names=NAMES, evals=[wrong]).check()
+
+
+def test_data_of_a_task_that_is_not_there(make_data, make_source):
+    with pytest.raises(ConfigError, match="task 't': source 'train' is of task 'T', which the stream lacks"):
+        make_data(replace(make_source((10,)), task="T")).check()
+
+
 def edit(samples, index, **changes):
     samples[index] = {k: v for k, v in {**samples[index], **changes}.items() if v is not None}
     return samples
