@@ -152,11 +152,21 @@ class SourceReader:
             total += np.concatenate(found).astype(np.int64)
         return total
 
+    def text(self, index: int) -> str | list[str]:
+        """The text of a sample, whatever else it holds.
+
+        Raises:
+            BadSample: it cannot be decoded.
+            RunError: the shard is gone or was cut while in use.
+        """
+        shard, member = self._text(index)
+        found: str | list[str] = self._decode(index, shard, "text", member)
+        return found
+
     def texts(self) -> Iterator[str]:
         """All captions, in the order of the samples; those that cannot be read are passed over."""
         for index in range(len(self)) if "text" in self.present else ():
-            shard, sample = self._locate(index)
-            member = self._choose("text", {m.extension: m for m in self._shards[shard].members(sample)})
+            shard, member = self._text(index)
             if member.value != UNREADABLE:
                 text = self._decode(index, shard, "text", member)
                 yield from [text] if isinstance(text, str) else text
@@ -213,6 +223,10 @@ class SourceReader:
     def _locate(self, index: int) -> tuple[int, int]:
         shard = bisect_right(self._begins, index) - 1
         return shard, self._kept[shard].item(index - self._begins[shard])
+
+    def _text(self, index: int) -> tuple[int, Member]:
+        shard, sample = self._locate(index)
+        return shard, self._choose("text", {m.extension: m for m in self._shards[shard].members(sample)})
 
     def _choose(self, field: str, members: Mapping[str, Member]) -> Member:
         """The member that a field is read from. A ``json`` without captions is no text."""
