@@ -81,6 +81,14 @@ def test_what_is_wrong_in_a_folder_is_named(tmp_path: Path) -> None:
         assert any(part in reason for _, reason in found)
 
 
+def test_neither_of_two_captions_is_taken_for_the_other(tmp_path: Path) -> None:
+    files = {"a.png": picture(1), "a.txt": "one", "a.TXT": "two", "b.png": picture(2), "b.TXT": "three"}
+    folder = fill(tmp_path / "in", files)
+    assert list(write(folder, tmp_path / "out", max_bad=1)) == ["b"]
+    (reason,) = [json.loads(line)["reason"] for line in (tmp_path / "out" / "bad.jsonl").read_text().splitlines()]
+    assert reason == "there are two captions beside it"
+
+
 def test_class_names_keep_their_numbers(tmp_path: Path) -> None:
     (tmp_path / "names.txt").write_text("zebra\ncat\ndog\n")
     folder = fill(tmp_path / "in", {"dog/1.png": picture(1), "cat/2.png": picture(2)})
