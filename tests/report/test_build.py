@@ -124,6 +124,7 @@ def test_one_name_with_other_arguments_is_another_run(write, tmp_path):
         ({"stream": "mtil"}, "has the stream pocket; .* has mtil"),
         ({"columns": ("flags", "food", "smileys", "rooms")}, "has the columns flags, food, smileys, places; .*rooms"),
         ({"lower": ["places"]}, "has the directions"),
+        ({"groups": {"places": "beside"}}, "has the held-out columns smileys, places; .* has smileys"),
     ],
 )
 def test_different_streams_are_refused(write, tmp_path, other, message):
