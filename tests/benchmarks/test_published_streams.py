@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import tiny
 
+from mmcl.benchmarks.folders import joined
 from mmcl.benchmarks.fomo_in_flux import fomo_in_flux
 from mmcl.benchmarks.mtil import mtil
 from mmcl.benchmarks.p9d import INDUSTRIES, p9d
@@ -18,6 +19,7 @@ from mmcl.datamodules import StreamDataModule
 from mmcl.datamodules.write import write_shard
 from mmcl.errors import ConfigError
 from mmcl.modules import CLIPModule
+from mmcl.stream import Source
 
 MTIL: dict[str, Any] = json.loads((Path(__file__).parents[2] / "benchmarks" / "mtil.json").read_text(encoding="utf-8"))
 
@@ -58,6 +60,14 @@ def test_what_is_missing_is_named(tmp_path: Path) -> None:
     (tmp_path / "food").mkdir()
     with pytest.raises(ConfigError, match=r"p9d: .*food holds no train-\*.tar"):
         p9d(str(tmp_path), ["food"])
+
+
+def test_joined_sources_are_joined_with_all_their_parts() -> None:
+    a, b, c = (Source([f"{name}.tar"], name=name) for name in "abc")
+    for sources in ([joined("ab", [a, b]), c], [a, joined("bc", [b, c])]):
+        whole = joined("whole", sources, share=0.5)
+        assert [list(part.shards) for part in whole.all] == [["a.tar"], ["b.tar"], ["c.tar"]]
+        assert (whole.name, whole.share) == ("whole", 0.5)
 
 
 def test_p9d_measures_domains_and_growing_pools(tmp_path: Path) -> None:
