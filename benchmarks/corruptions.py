@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import importlib
 import json
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from importlib.metadata import version
@@ -106,6 +107,12 @@ def _made(evalset: EvalSet, severity: int, names: Sequence[str], size: int | Non
     for reader in readers:
         if not {"image", "labels"} <= set(reader.present):
             raise ConfigError(f"corruptions: evaluation set '{evalset.name}' has no pictures or no labels")
+    keys = Counter(reader.key(i) for reader in readers for i in range(len(reader)))
+    if double := next((key for key, times in keys.items() if times > 1), None):
+        raise ConfigError(
+            f"corruptions: evaluation set '{evalset.name}' has two samples with the key '{double}', which would be one "
+            "in the shards of corrupted pictures; give the samples different keys"
+        )
     described = {
         "package": f"corrupt-tta {version('corrupt-tta')}",
         "set": evalset.name,

@@ -59,7 +59,7 @@ class DataFolder:
         file = self.path / CLASSES
         if not file.is_file():
             raise ConfigError(f"{self.benchmark}: {self.path} has no {CLASSES} (one name a line, in the labels' order)")
-        names = file.read_text(encoding="utf-8").splitlines()
+        names = file.read_text(encoding="utf-8-sig").splitlines()
         if count is not None and len(names) != count:
             raise ConfigError(f"{self.benchmark}: {file} has {len(names)} names; the benchmark has {count} classes")
         return names
@@ -81,5 +81,14 @@ def joined(name: str, sources: Sequence[Source], **changes: Any) -> Source:
         sources: at least one.
         changes: further fields of the whole, such as its `share`.
     """
-    first = {f.name: getattr(sources[0], f.name) for f in fields(Source)}
-    return JoinedSource(**{**first, "name": name, **changes}, parts=tuple(sources[1:]))
+    parts = [_alone(part) for source in sources for part in source.all]
+    return JoinedSource(**{**_fields(parts[0]), "name": name, **changes}, parts=tuple(parts[1:]))
+
+
+def _fields(source: Source) -> dict[str, Any]:
+    return {f.name: getattr(source, f.name) for f in fields(Source)}
+
+
+def _alone(source: Source) -> Source:
+    """A source without the parts that are drawn with it."""
+    return Source(**_fields(source)) if isinstance(source, JoinedSource) else source

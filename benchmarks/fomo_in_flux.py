@@ -6,6 +6,7 @@ Roth et al., "A Practitioner's Guide to Continual Multimodal Pretraining", NeurI
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Sequence
 from itertools import accumulate
 from pathlib import Path
@@ -91,7 +92,7 @@ def _items(sequence: str) -> list[tuple[str, str]]:
     if not isinstance(found, list) or not all(isinstance(item, str) and SEPARATOR in item for item in found):
         raise ConfigError(f"fomo_in_flux: '{path}' is no list of \"dataset{SEPARATOR}class\"")
     items = [(name, what) for name, _, what in (item.partition(SEPARATOR) for item in found)]
-    if double := next((item for item in items if items.count(item) > 1), None):
+    if double := next((item for item, times in Counter(items).items() if times > 1), None):
         raise ConfigError(f"fomo_in_flux: '{path}' has {SEPARATOR.join(double)} twice")
     if not items:
         raise ConfigError(f"fomo_in_flux: '{path}' is empty")

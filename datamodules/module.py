@@ -15,7 +15,7 @@ from mmcl.datamodules.loader import BadSamples, StreamLoader
 from mmcl.datamodules.order import Order, derive
 from mmcl.datamodules.plan import OWN, BatchPlan, make_plan
 from mmcl.datamodules.reader import SourceReader
-from mmcl.datamodules.readers import Readers, named
+from mmcl.datamodules.readers import Readers, check_sources
 from mmcl.datamodules.remote import public
 from mmcl.datamodules.sampler import Cut, Part, PassBatches, TrainBatches, choose, interleave
 from mmcl.datamodules.stream_part import StreamPart, Topology
@@ -136,34 +136,16 @@ class StreamDataModule(LightningDataModule):
 
         Raises:
             ConfigError: a missing or damaged shard; a cache too small for those that are read at a time; keys that are
-                not found; labels without a class name; an empty caption; a batch larger than a task, or one that
-                devices and accumulation do not divide.
+                not found; labels without a class name; an empty caption; data of a task that is not there; a batch
+                larger than a task, or one that devices and accumulation do not divide.
             RunError: a remote shard cannot be fetched.
         """
         self._check_divides(self.batch_size, "`batch_size`")
+        check_sources(self.stream, self._readers)
         for task in self.stream.tasks:
-            for source in _all(task.train):
-                with named(f"task '{task.name}'"):
-                    reader = self._readers.open(source)
-                    reader.check_captions()
-                if task.class_names is not None:
-                    reader.check_labels(task.class_names, f"task '{task.name}'")
-            for source in _all(task.mix):
-                with named(f"task '{task.name}'"):
-                    self._readers.open(source).check_captions()
             self.plan(task, task.mix)
             pools = [self._pool(OWN, task.train, task), *(self._pool(s.name, [s], task) for s in task.mix)]
             check_room(self.cache, [pool.fetched_sizes() for pool in pools], self.window, f"task '{task.name}'")
-        for evalset in self.stream.evals:
-            with named(f"evaluation set '{evalset.name}'"):
-                indexed = self._readers.indexed(evalset.source, "an evaluation")
-                indexed.check_captions()
-                indexed.check_readable()
-            if evalset.class_names is not None:
-                indexed.check_labels(evalset.class_names, f"evaluation set '{evalset.name}'")
-        for name, source in self.stream.sources.items():
-            with named(f"stream source '{name}'"):
-                self._readers.open(source).check_captions()
 
     def count(self, source: Source) -> int:
         """Samples of a source; 0 of one that is read as a stream, since nobody knows."""
@@ -177,6 +159,10 @@ class StreamDataModule(LightningDataModule):
     def has_labels(self, source: Source) -> bool:
         """Whether a source's samples have labels, or the documents that are packed into them."""
         return self._readers.labelled(source)
+
+    def double_key(self, source: Source) -> str | None:
+        """A key that two of a source's own samples have, or of the documents that are packed; None: all differ."""
+        return self._readers.double_key(source)
 
     def title(self, source: Source) -> str:
         """A source's name and first shard, for messages: many are called alike."""

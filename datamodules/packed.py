@@ -22,7 +22,7 @@ import numpy.typing as npt
 from mmcl import assets
 from mmcl.datamodules.cache import ShardCache
 from mmcl.datamodules.files import read_bytes
-from mmcl.datamodules.reader import SourceReader
+from mmcl.datamodules.reader import BadSample, SourceReader
 from mmcl.errors import ConfigError
 from mmcl.outputs import Packing
 from mmcl.stream import Source
@@ -194,7 +194,10 @@ def _write(reader: SourceReader, packing: Packing, folder: Path) -> None:
 
 def _documents(reader: SourceReader, index: int) -> Iterator[tuple[int, str]]:
     """The texts of a sample."""
-    found = reader.read(index)["text"]
+    try:
+        found = reader.text(index)
+    except BadSample as error:  # those that are no text were refused: its shard changed
+        raise ConfigError(f"source '{reader.name}': {error}") from error
     for text in [found] if isinstance(found, str) else found:
         try:
             text.encode()

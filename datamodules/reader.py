@@ -87,6 +87,15 @@ class SourceReader:
         shard, sample = self._locate(index)
         return self._shards[shard].key(sample)
 
+    def double_key(self) -> str | None:
+        """A key that two of its samples have; None where all differ, as they do within a shard."""
+        if sum(size > 0 for size in self.shard_sizes) < 2:
+            return None
+        hashes = np.fromiter((hash(self.key(index)) for index in range(len(self))), np.int64, len(self))
+        order = np.argsort(hashes, kind="stable")
+        again = order[1:][hashes[order[1:]] == hashes[order[:-1]]]
+        return self.key(int(again[0])) if len(again) else None
+
     def where(self, index: int) -> str:
         """Key and shard of a sample, for messages."""
         return f"sample '{self.key(index)}' in shard {self.paths[self._locate(index)[0]]}"
@@ -143,11 +152,21 @@ class SourceReader:
             total += np.concatenate(found).astype(np.int64)
         return total
 
+    def text(self, index: int) -> str | list[str]:
+        """The text of a sample, whatever else it holds.
+
+        Raises:
+            BadSample: it cannot be decoded.
+            RunError: the shard is gone or was cut while in use.
+        """
+        shard, member = self._text(index)
+        found: str | list[str] = self._decode(index, shard, "text", member)
+        return found
+
     def texts(self) -> Iterator[str]:
         """All captions, in the order of the samples; those that cannot be read are passed over."""
         for index in range(len(self)) if "text" in self.present else ():
-            shard, sample = self._locate(index)
-            member = self._choose("text", {m.extension: m for m in self._shards[shard].members(sample)})
+            shard, member = self._text(index)
             if member.value != UNREADABLE:
                 text = self._decode(index, shard, "text", member)
                 yield from [text] if isinstance(text, str) else text
@@ -204,6 +223,10 @@ class SourceReader:
     def _locate(self, index: int) -> tuple[int, int]:
         shard = bisect_right(self._begins, index) - 1
         return shard, self._kept[shard].item(index - self._begins[shard])
+
+    def _text(self, index: int) -> tuple[int, Member]:
+        shard, sample = self._locate(index)
+        return shard, self._choose("text", {m.extension: m for m in self._shards[shard].members(sample)})
 
     def _choose(self, field: str, members: Mapping[str, Member]) -> Member:
         """The member that a field is read from. A ``json`` without captions is no text."""

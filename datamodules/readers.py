@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from mmcl.datamodules.cache import ShardCache
 from mmcl.datamodules.packed import PackedReader
 from mmcl.datamodules.reader import SourceReader
 from mmcl.datamodules.stream_source import StreamReader
-from mmcl.errors import ConfigError
+from mmcl.errors import ConfigError, near
 from mmcl.outputs import Packing
-from mmcl.stream import Source
+from mmcl.stream import Source, Stream
 
 KEPT = 256
 
@@ -67,6 +67,15 @@ class Readers:
         reader = self.open(source)
         return "labels" in (reader.documents if isinstance(reader, PackedReader) else reader).present
 
+    def double_key(self, source: Source) -> str | None:
+        """A key that two samples of a source have, or of the documents that are packed into them.
+
+        Raises:
+            ConfigError: it is a stream.
+        """
+        reader = self.indexed(source, "telling samples apart")
+        return (reader.documents if isinstance(reader, PackedReader) else reader).double_key()
+
     def _new(self, source: Source) -> Indexed | StreamReader:
         if not source.is_stream:
             packing = self._packing
@@ -83,3 +92,48 @@ def named(place: str) -> Iterator[None]:
         yield
     except ConfigError as error:
         raise ConfigError(f"{place}: {error}") from error
+
+
+def check_sources(stream: Stream, readers: Readers) -> None:
+    """Open every source of a stream, with the parts of those that are drawn as one, and refuse what cannot work.
+
+    Raises:
+        ConfigError: see `mmcl.datamodules.StreamDataModule.check`.
+    """
+    for task in stream.tasks:
+        where = f"task '{task.name}'"
+        for part in _parts(task.train, stream, where):
+            with named(where):
+                reader = readers.open(part)
+                reader.check_captions()
+            if task.class_names is not None:
+                reader.check_labels(task.class_names, where)
+        for part in _parts(task.mix, stream, where):
+            with named(where):
+                readers.open(part).check_captions()
+    for evalset in stream.evals:
+        where = f"evaluation set '{evalset.name}'"
+        for part in _parts([evalset.source], stream, where):
+            with named(where):
+                indexed = readers.indexed(part, "an evaluation")
+                indexed.check_captions()
+                indexed.check_readable()
+            if evalset.class_names is not None:
+                indexed.check_labels(evalset.class_names, where)
+    for name, source in stream.sources.items():
+        where = f"stream source '{name}'"
+        for part in _parts([source], stream, where):
+            with named(where):
+                readers.open(part).check_captions()
+
+
+def _parts(sources: Sequence[Source], stream: Stream, where: str) -> Iterator[Source]:
+    """The sources and their parts, each of data that are nobody's or some task's of the stream."""
+    tasks = [task.name for task in stream.tasks]
+    for part in (part for source in sources for part in source.all):
+        if part.task not in (None, *tasks):
+            raise ConfigError(
+                f"{where}: source '{part.name}' is of task '{part.task}', which the stream lacks; "
+                f"{near(str(part.task), tasks)}"
+            )
+        yield part

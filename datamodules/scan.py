@@ -130,12 +130,20 @@ def _take(found: Scan, name: str, block: int, data: bytes) -> None:
         return found.say("name", f"member '{shown(name)}' leads out of the archive")
     if _CONTROL.search(name):
         return found.say("name", f"member '{shown(name)}' has control characters in its name")
-    match = _NAME.match(name)
-    if match is None:
+    if _META.match(name):
+        return None
+    key, extension = split_name(name)
+    if key is None:
         found.unused.append((name, ""))
-    elif not _META.match(name):
-        found.add(match.group(1), match.group(2).lower(), block, data)
+    else:
+        found.add(key, extension, block, data)
     return None
+
+
+def split_name(name: str) -> tuple[str | None, str]:
+    """Key and extension of a member; no key for a file that belongs to no sample, such as a hidden one."""
+    match = None if _META.match(name) else _NAME.match(name)
+    return (None, "") if match is None else (match.group(1), match.group(2).lower())
 
 
 def member_value(extension: str, data: bytes) -> int:

@@ -30,7 +30,7 @@ def chosen_keys(source: Source) -> set[str]:
     path = Path(source.keys).expanduser()
     if not path.is_file():
         raise ConfigError(f"source '{source.name}': file of keys {path} does not exist")
-    keys = {line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()}
+    keys = {line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()}
     if not keys:
         raise ConfigError(f"source '{source.name}': file of keys {path} is empty")
     return keys

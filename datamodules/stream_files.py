@@ -20,8 +20,10 @@ from webdataset import DataPipeline, SimpleShardList
 from webdataset.filters import shuffle
 from webdataset.tariterators import group_by_keys
 
+from mmcl.datamodules.faults import shown
 from mmcl.datamodules.order import mix, shuffled
 from mmcl.datamodules.remote import WEB, is_remote, public, scheme, store
+from mmcl.datamodules.scan import split_name
 from mmcl.datamodules.tar import walk
 from mmcl.datamodules.transfer import TIMEOUT
 from mmcl.errors import RunError
@@ -65,7 +67,8 @@ def one_pass(
         order = shuffled(order, mix(turn.seed, turn.epoch, 0))
     few = len(shards) < turn.readers
     mine = order if few else order[turn.reader :: turn.readers]
-    stages: list[Any] = [SimpleShardList([shards[i] for i in mine]), partial(_members, wanted=wanted), group_by_keys]
+    stages: list[Any] = [SimpleShardList([shards[i] for i in mine]), partial(_members, wanted=wanted)]
+    stages.append(partial(group_by_keys, keys=split_name))
     if few:
         stages.append(lambda samples: islice(samples, turn.reader, None, turn.readers))
     if not ordered:
@@ -77,10 +80,19 @@ def _members(shards: Iterator[dict[str, str]], wanted: Mapping[str, Collection[s
     """A stage of the pipeline: the members of the shards. `webdataset`'s own takes a damaged header for the end."""
     for shard in shards:
         address = shard["url"]
+        last, extensions = "", set[str]()
         with _opened(address) as file:
             for entry in walk(cast(BinaryIO, _Forward(file)), partial(_refuse, address), sys.maxsize):
-                kept = entry.name.rpartition("/")[2].partition(".")[2].lower() in wanted[address]
-                yield {"fname": entry.name, "data": entry.data if kept else b"", "__url__": address}
+                key, extension = split_name(entry.name)
+                if key is None:
+                    continue
+                if key != last:
+                    last, extensions = key, set()
+                if extension in extensions:
+                    _refuse(address, "duplicate", f"sample '{shown(key)}' has two members '{shown(extension)}'")
+                extensions.add(extension)
+                data = entry.data if extension in wanted[address] else b""
+                yield {"fname": entry.name, "data": data, "__url__": address}
         yield {}  # where a shard ends, its last sample does
 
 

@@ -14,6 +14,13 @@ from torch.utils.data import get_worker_info
 from mmcl.errors import RunError
 from mmcl.outputs import draws_to_augment
 
+_WHOLE = (bool, np.bool_, int, np.integer)
+_NUMBERS: tuple[tuple[tuple[type, ...], torch.dtype], ...] = (
+    ((bool, np.bool_), torch.bool),
+    (_WHOLE, torch.long),
+    ((*_WHOLE, float, np.floating), torch.float32),
+)
+"""Kinds of numbers, the narrowest first, and what a batch of them is."""
 _PLACE = "_mmcl_place"
 """Attribute of a row's tensor: the block of its batch, and its number there."""
 
@@ -59,9 +66,9 @@ def _empty(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
 def collate(samples: Sequence[dict[str, Any]], paddings: Mapping[str, float] | None = None) -> dict[str, Any]:
     """Stack samples into a batch.
 
-    Tensors and arrays are stacked, whole numbers become a LongTensor, other numbers a float tensor, anything else a
-    list. Where a sample's ``text`` is (n, L), several captions of one image, the batch's is (sum of n, L) and
-    ``text_rows`` says for each caption the row of its image.
+    Tensors and arrays are stacked, whole numbers become a LongTensor, numbers of which some are not whole a float
+    tensor, anything else a list. Where a sample's ``text`` is (n, L), several captions of one image, the batch's is
+    (sum of n, L) and ``text_rows`` says for each caption the row of its image.
 
     Args:
         samples: dictionaries with the same keys.
@@ -122,12 +129,9 @@ def _stack(key: str, values: list[Any], samples: Sequence[dict[str, Any]]) -> An
                     f"'{samples[0]['__key__']}' of the same batch; the transform must give equal shapes"
                 )
         return torch.stack(values) if (together := _together(values)) is None else together
-    if isinstance(first, (bool, np.bool_)):
-        return torch.tensor(values)
-    if isinstance(first, (int, np.integer)):
-        return torch.tensor(values, dtype=torch.long)
-    if isinstance(first, (float, np.floating)):
-        return torch.tensor(values, dtype=torch.float32)
+    for kinds, dtype in _NUMBERS:
+        if all(isinstance(value, kinds) for value in values):
+            return torch.tensor(values, dtype=dtype)
     return values
 
 

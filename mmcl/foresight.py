@@ -30,6 +30,8 @@ def foresee(stream: Stream, objective: Objective, strategies: Sequence[Strategy]
         extra = list(task.mix)
         for strategy in strategies:
             _check_reads(task, strategy, data)
+            if task is not stream.tasks[-1]:
+                _check_keys(task, strategy, data)
             with speaking(strategy):
                 asked = strategy.foresee(task, batches)
                 for source in strategy.sources(task):  # a memory has none yet; its shards are those of earlier tasks
@@ -114,6 +116,17 @@ def _check_reads(task: Task, strategy: Strategy, data: Any) -> None:
             raise ConfigError(
                 f"{where}: the samples of {data.title(part)} have no labels, which {title} as it is set needs; "
                 f"add a member such as {MEMBERS['labels']}, or set {title} otherwise"
+            )
+
+
+def _check_keys(task: Task, strategy: Strategy, data: Any) -> None:
+    """Refuse own data of a task of which a later one could not find again what a strategy keeps."""
+    for part in (part for source in task.train for part in source.all if "keys" in strategy.reads):
+        key = data.double_key(part)
+        if key is not None:
+            raise ConfigError(
+                f"task '{task.name}': two samples of {data.title(part)} have the key '{key}', and {strategy.title} "
+                "finds samples by their keys; give the samples of all shards of a source different keys"
             )
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -16,6 +18,8 @@ from mmcl.runner import Runner
 
 def predict(runner: Runner, ckpt_path: str) -> list[Path]:
     """Write ``predictions-<evaluation set>.jsonl`` into the run folder for every set whose probe gives predictions.
+
+    A slash in the set's name is written ``%2F``; a number that is not finite is null.
 
     Args:
         runner: of the run.
@@ -48,13 +52,22 @@ def _predict(runner: Runner, ckpt_path: str) -> list[Path]:
             if not hasattr(probe, "predict"):
                 continue
             probe.start(encode)
-            out = runner.folder.path / f"predictions-{evalset.name}.jsonl"
-            with out.open("w", encoding="utf-8") as file:
+            out = runner.folder.path / f"predictions-{evalset.name.replace('/', '%2F')}.jsonl"
+            # Keys of shards need not be UTF-8; what is escaped so is JSON as well.
+            with out.open("w", encoding="utf-8", errors="backslashreplace") as file:
                 for batch in runner.data.eval_loader(evalset.source):
                     batch = move(batch, device)
                     rows = probe.predict(batch, encode(batch) if probe.looks else Outputs())
                     for key, valid, row in zip(batch["__key__"], batch["valid"].tolist(), rows, strict=True):
                         if valid:
-                            file.write(json.dumps({"key": key, **row}, ensure_ascii=False) + "\n")
+                            line = json.dumps(_finite({"key": key, **row}), ensure_ascii=False, allow_nan=False)
+                            file.write(f"{line}\n")
             written.append(out)
     return written
+
+
+def _finite(value: Any) -> Any:
+    """The same with None for numbers that JSON does not know."""
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -150,7 +150,7 @@ class ReplayBuffer:
         """
         parts: list[Source] = []
         for task in tasks:
-            for number, own in enumerate(task.train):
+            for number, own in enumerate(_own(task)):
                 keys = [sample.key for sample in self.kept.get(task.name, ()) if sample.source == number]
                 if keys:
                     parts.append(replace(own, name=name, keys=tuple(keys), task=task.name, ordered=False))
@@ -177,8 +177,14 @@ def unfilled(tasks: Sequence[Task], name: str, **changes: Any) -> list[Source]:
         name: of the source.
         changes: further fields of it, as in `ReplayBuffer.source`.
     """
-    parts = [replace(own, name=name, task=task.name, ordered=False) for task in tasks for own in task.train]
+    parts = [replace(own, name=name, task=task.name, ordered=False) for task in tasks for own in _own(task)]
     return [_joined(parts, changes)] if parts else []
+
+
+def _own(task: Task) -> list[Source]:
+    """A task's own sources, as `TaskSamples` numbers them: what is drawn as one is taken apart."""
+    alone = [{f.name: getattr(part, f.name) for f in fields(Source)} for own in task.train for part in own.all]
+    return [Source(**part) for part in alone]
 
 
 def _joined(parts: Sequence[Source], changes: Mapping[str, Any]) -> Source:

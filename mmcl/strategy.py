@@ -64,7 +64,7 @@ CLAIMS: frozenset[str] = frozenset(
     {"eval_weights", "start_weights", "optimizer", "prefix", "prompts", "adapters", "classifier"}
 )
 PHASES: tuple[Phase, ...] = ("observe", "add", "project", "mask")
-READS: frozenset[str] = frozenset({"samples", "labels", "sources"})
+READS: frozenset[str] = frozenset({"samples", "labels", "keys", "sources"})
 
 
 class Reach(Protocol):
@@ -128,7 +128,7 @@ class Strategy(Recorded, nn.Module):
     """Whether it works on weights of the network that train; refused beside what leaves none."""
     reads: frozenset[str] = frozenset()
     """What it goes through outside of training steps, which takes an index: ``samples`` of every task, their
-    ``labels``, the ``sources`` that it asks for."""
+    ``labels``, their ``keys`` where it finds them by these, the ``sources`` that it asks for."""
     by_task: bool = False
     """Whether forwards go through a part of its own for each task, trained or not; refused beside what `settles`."""
     settles: bool = False

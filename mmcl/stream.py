@@ -147,7 +147,8 @@ class Budget:
         if self.samples is not None:
             return math.ceil(self.samples / batch_size)
         if self.epochs is not None:
-            return math.ceil(self.epochs * own_samples / own_per_batch)
+            # 1.1 x 100 is a little more than 110 in floating point, which is no further step.
+            return math.ceil(round(self.epochs * own_samples / own_per_batch, 9))
         assert self.tokens is not None
         if sample_tokens is None:
             raise ConfigError(
@@ -157,7 +158,7 @@ class Budget:
 
     def __str__(self) -> str:
         ((name, value),) = ((k, v) for k, v in self._values().items() if v is not None)
-        return f"{value:g} {name}"
+        return f"{value:g} {name}" if name == "epochs" else f"{value} {name}"
 
 
 @dataclass(frozen=True)
@@ -374,7 +375,7 @@ def _names(where: str, names: Sequence[str] | str | None) -> tuple[str, ...] | N
         return None
     if isinstance(names, str):
         try:
-            names = Path(names).read_text(encoding="utf-8").splitlines()
+            names = Path(names).read_text(encoding="utf-8-sig").splitlines()
         except (OSError, UnicodeDecodeError) as error:
             raise ConfigError(f"{where}: class names cannot be read from '{names}' ({error})") from error
     if not names:

@@ -32,7 +32,7 @@ class _Memories(Strategy):
             raise ConfigError(f"{title}: rule {rule} needs features; take reservoir or class_balanced")
         self.size, self.batch_size = size, batch_size
         self.memories = TaskMemories(size, rule)
-        self.reads = frozenset({"samples", "labels"} if rule == "class_balanced" else {"samples"})
+        self.reads = frozenset({"samples", "keys"} | ({"labels"} if rule == "class_balanced" else set()))
 
     def setup(self, stream: Stream) -> None:
         title, objective = type(self).__name__, self.module.objective

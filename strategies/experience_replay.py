@@ -43,7 +43,7 @@ class ExperienceReplay(Strategy):
             raise ConfigError(f"ExperienceReplay: size is {size}; it must be 1 or more")
         self.buffer = ReplayBuffer(size, rule)
         self.share, self.feature = share, feature
-        self.reads = frozenset({"samples", "labels"} if rule == "class_balanced" else {"samples"})
+        self.reads = frozenset({"samples", "keys"} | ({"labels"} if rule == "class_balanced" else set()))
         if self.buffer.needs_features:
             self.needs = frozenset({f"features.{feature}"})
 

@@ -50,7 +50,10 @@ class FolderSource:
         if not self._files:
             raise ConfigError(f"{folder} holds no {self.kind} ({', '.join(KNOWN[self.kind])})")
         stems = {_stem(path) for path in self._files}
-        texts = {_stem(path): path for path in files if _extension(path) == "txt"}
+        captions = [path for path in files if _extension(path) == "txt"]
+        texts = {_stem(path): path for path in captions}
+        counts = Counter(map(_stem, captions))  # `a.txt` and `a.TXT`
+        self._twice = {stem for stem, count in counts.items() if count > 1}
         self._captions = texts if self.kind != "texts" and stems & texts.keys() else {}
         self._lost = sorted(self._captions.keys() - stems)
         self._classes = self._has_classes(options)
@@ -72,6 +75,8 @@ class FolderSource:
                     fault = fault or "there is no caption beside it"
                 else:
                     members["txt"] = File(str(self.root / caption))
+                if stem in self._twice:
+                    fault = fault or "there are two captions beside it"
             if self._classes and len(parts) == 1:
                 fault = fault or "it lies in no class folder"
             label = parts[0] if self._classes else None

@@ -15,6 +15,8 @@ from mmcl.datamodules.writing.rows import Row, Slice
 class TarSource:
     """The samples of tar files, found through their byte index, so that a damaged archive is refused and not cut short.
 
+    A ``./`` before a key is left out.
+
     Args:
         options: whose sources are tar files and patterns.
 
@@ -41,4 +43,5 @@ class TarSource:
             index = load_index(shard)
             for sample in range(len(index)):
                 members = {m.extension: Slice(shard, m.offset, m.size) for m in index.members(sample)}
-                yield Row(index.key(sample), shard, members)
+                # `tar -C FOLDER .` puts it before every name.
+                yield Row(index.key(sample).removeprefix("./"), shard, members)

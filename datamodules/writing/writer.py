@@ -73,6 +73,10 @@ def _write(
     _check_bad(options, plan, plan.bad, "")
     if len(_bad(plan, journal)) > options.max_bad:
         _look_again(source, plan, journal, options.recipe)
+    if not plan.splits:
+        raise RunError(
+            f"no row can be used (the first: {plan.bad[0].place}: {plan.bad[0].reason}); see {options.to / BAD}"
+        )
     _write_splits(source, plan, journal, options, say)
     _check_bad(options, plan, _bad(plan, journal), "")
     manifest = _manifest(source, plan, journal, options)
@@ -236,5 +240,5 @@ def _manifest(source: RowSource, plan: Plan, journal: Journal, options: Options)
 
 def _replace(path: Path, text: str) -> None:
     half = path.with_name(f".{path.name}.half")
-    half.write_text(text, encoding="utf-8")
+    half.write_text(text, encoding="utf-8", errors="backslashreplace")  # names need not be UTF-8; it is JSON's escape
     os.replace(half, path)

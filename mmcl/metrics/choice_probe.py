@@ -27,7 +27,8 @@ class ChoiceProbe(Probe):
     Args:
         answer: of the module.
         choices: for all questions; the sample's label, where it has one, says which is right. None takes each sample's
-            own (``choices`` of its conversation); right is what equals one of its answers after `normalise`.
+            own (``choices`` of its conversation); right is what equals one of its answers, after `normalise` where none
+            does as it is written.
         score: an answer's likelihood: the mean log-probability of its tokens, or their ``sum``, which favours short
             answers.
     """
@@ -140,12 +141,17 @@ def _right(batch: Batch, choices: Sequence[Sequence[str]]) -> list[set[int]]:
             for label, own in zip(batch["labels"].tolist(), choices, strict=True)
         ]
     else:
-        wanted = [set(map(normalise, answers)) for answers in answers_of(batch, "choice")]
         found = [
-            {i for i, choice in enumerate(own) if normalise(choice) in right}
-            for own, right in zip(choices, wanted, strict=True)
+            _same(own, answers, str.strip) or _same(own, answers, normalise)
+            for own, answers in zip(choices, answers_of(batch, "choice"), strict=True)
         ]
     for places, own, key in zip(found, choices, keys, strict=True):
         if not places:
             raise RunError(f"choice: the right answer of sample '{key}' is none of its {len(own)} choices")
     return found
+
+
+def _same(choices: Sequence[str], answers: Sequence[str], form: Callable[[str], str]) -> set[int]:
+    """The places of the choices that equal one of the answers in some form."""
+    right = set(map(form, answers))
+    return {i for i, choice in enumerate(choices) if form(choice) in right}

@@ -34,24 +34,20 @@ def number(value: float | None, unit: str, signed: bool = False) -> str:
     if float(text) == 0:
         text = text.lstrip("-")
     signed = signed or unit in ("points", "change")
-    return ("+" if signed and float(text) > 0 else "") + text.replace("-", MINUS, 1)
+    return ("+" if signed and float(text) > 0 else "") + text.replace("-", MINUS)
 
 
 def significant(value: float) -> str:
     """Three significant digits, without an exponent from 0.001 up to a million.
 
-    >>> significant(1234.5), significant(12.345), significant(0.01234), significant(0.0)
-    ('1234', '12.3', '0.0123', '0')
+    >>> significant(1234.5), significant(12.345), significant(0.001234), significant(0.0)
+    ('1234', '12.3', '0.00123', '0')
     """
     if value == 0:
         return "0"
-    magnitude = abs(value)
-    if not 0.001 <= magnitude < 1e6:
-        return f"{value:.2e}"
-    decimals = (
-        0 if magnitude >= 100 else 1 if magnitude >= 10 else 2 if magnitude >= 1 else 3 if magnitude >= 0.1 else 4
-    )
-    return f"{value:.{decimals}f}"
+    text = f"{value:.2e}"
+    exponent = int(text.partition("e")[2])
+    return f"{value:.{max(2 - exponent, 0)}f}" if -3 <= exponent < 6 else text
 
 
 def duration(seconds: float) -> str:
@@ -90,4 +86,7 @@ def plain(value: Any) -> str:
         return f"[{', '.join(plain(item) for item in value)}]"
     if isinstance(value, dict):
         return f"{{{', '.join(f'{key}: {plain(item)}' for key, item in value.items())}}}"
-    return f"{value:g}" if isinstance(value, float) else str(value)
+    if isinstance(value, float):
+        short = f"{value:g}"
+        return short if float(short) == value else repr(value)
+    return str(value)

@@ -175,7 +175,8 @@ def check_comparable(runs: Sequence[Results]) -> None:
     """Refuse runs whose matrices do not mean the same.
 
     Raises:
-        MmclError: another stream, other tasks, columns or directions; the line names the first difference.
+        MmclError: another stream, other tasks, columns, directions or metrics, or other columns for retention; the line
+            names the first difference.
     """
     first = runs[0]
     for other in runs[1:]:
@@ -186,6 +187,7 @@ def check_comparable(runs: Sequence[Results]) -> None:
             ("trained columns", list(map(str, first.matrix.tasks)), list(map(str, other.matrix.tasks))),
             ("directions", list(first.matrix.directions), list(other.matrix.directions)),
             ("metrics", [e.metric for e in first.evals], [e.metric for e in other.evals]),
+            ("held-out columns", list(first.held_out), list(other.held_out)),
         ):
             if ours != theirs:
                 raise MmclError(

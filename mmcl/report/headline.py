@@ -73,7 +73,7 @@ def _kept(group: Group, *, whole: bool) -> str:
     what = f"held-out {metric_name(group.first, group.first.held_out)}"
     size = number(abs(change), "percent" if unit == "percent" else "score")
     span = f"({number(start, unit)} → {number(end, unit)})"
-    if not float(size):
+    if not size.strip("0."):
         return f"{_who(group)} kept its {what} {span}" if whole else f"{_who(group)} lost none {span}"
     if measure.unit == "points":
         verb = "lost" if change < 0 else "gained"

@@ -100,14 +100,15 @@ def eval_rows(groups: Sequence[Group], layout: Iterable[tuple[str, tuple[str, ..
     for role, names in layout:
         for name in names:
             record = first.eval(name)
-            counts = sorted({str(results.eval(name).count or MISSING) for group in groups for results in group.runs})
+            given = (results.eval(name).count for group in groups for results in group.runs)
+            counts = sorted({count for count in given if count is not None})
             rows.append(
                 EvalRow(
                     name=name,
                     role=role,
                     metric=record.metric,
                     direction="lower is better ↓" if record.direction == "lower" else "higher is better",
-                    count=counts[0] if len(counts) == 1 else f"{counts[0]} to {counts[-1]}",
+                    count=" to ".join(map(str, dict.fromkeys((counts[0], counts[-1])))) if counts else MISSING,
                     protocol=record.protocol,
                     start=_score(groups[0], 0, name),
                     ends=tuple(_score(group, group.done, name) for group in groups),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -105,6 +106,15 @@ class TestMade:
         for given, words in cases:
             with pytest.raises(ConfigError, match=words):
                 make(small(tmp_path), folder=str(tmp_path), **given)
+
+    def test_samples_of_one_key_are_refused(self, tmp_path: Path) -> None:
+        """They would be one sample in a shard, which is refused when it is read."""
+        stream = small(tmp_path)
+        write_shard(tmp_path / "more.tar", tiny.pictures("dots", 12, seed=1))
+        held = replace(stream.evals[0], source=Source([str(tmp_path / name) for name in ("held.tar", "more.tar")]))
+        with pytest.raises(ConfigError, match="evaluation set 'held' has two samples with the key 'dots-000'"):
+            make(Stream("s", stream.tasks, [held]), names=["contrast"], folder=str(tmp_path / "made"))
+        assert not list((tmp_path / "made").rglob("*.tar"))
 
     def test_the_global_generator_is_left_alone(self) -> None:
         pixels = np.asarray(Image.new("RGB", (32, 32), (90, 120, 30)))

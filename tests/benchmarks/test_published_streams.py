@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 import tiny
 
+from mmcl.benchmarks.folders import joined
 from mmcl.benchmarks.fomo_in_flux import fomo_in_flux
 from mmcl.benchmarks.mtil import mtil
 from mmcl.benchmarks.p9d import INDUSTRIES, p9d
@@ -17,6 +19,7 @@ from mmcl.datamodules import StreamDataModule
 from mmcl.datamodules.write import write_shard
 from mmcl.errors import ConfigError
 from mmcl.modules import CLIPModule
+from mmcl.stream import Source
 
 MTIL: dict[str, Any] = json.loads((Path(__file__).parents[2] / "benchmarks" / "mtil.json").read_text(encoding="utf-8"))
 
@@ -27,7 +30,7 @@ def folder(path: Path, classes: int, count: int = 8) -> None:
     for split in ("train", "test"):
         samples = [{**s, "cls": i % classes} for i, s in enumerate(tiny.pictures("dots", count, seed=len(path.name)))]
         write_shard(path / f"{split}-000000.tar", samples)
-    (path / "classes.txt").write_text("".join(f"class {i}\n" for i in range(classes)))
+    (path / "classes.txt").write_text("".join(f"class {i}\n" for i in range(classes)), encoding="utf-8-sig")
 
 
 def test_mtil_has_its_orders_templates_and_rates(tmp_path: Path) -> None:
@@ -57,6 +60,14 @@ def test_what_is_missing_is_named(tmp_path: Path) -> None:
     (tmp_path / "food").mkdir()
     with pytest.raises(ConfigError, match=r"p9d: .*food holds no train-\*.tar"):
         p9d(str(tmp_path), ["food"])
+
+
+def test_joined_sources_are_joined_with_all_their_parts() -> None:
+    a, b, c = (Source([f"{name}.tar"], name=name) for name in "abc")
+    for sources in ([joined("ab", [a, b]), c], [a, joined("bc", [b, c])]):
+        whole = joined("whole", sources, share=0.5)
+        assert [list(part.shards) for part in whole.all] == [["a.tar"], ["b.tar"], ["c.tar"]]
+        assert (whole.name, whole.share) == ("whole", 0.5)
 
 
 def test_p9d_measures_domains_and_growing_pools(tmp_path: Path) -> None:
@@ -118,6 +129,16 @@ def test_fomo_cuts_the_sequence_into_equal_tasks(fomo: Path) -> None:
     assert plans[0].counts == {"pretraining": 5} and plans[0].own_per_batch == 7
     # 0.33, 0.34 and 0.33 of 12 rounded down, then the remainder one by one
     assert plans[1].counts == {"pretraining": 4, "earlier": 3} and plans[1].own_per_batch == 5
+
+
+def test_a_sequence_of_the_published_length_is_read_at_once(tmp_path: Path) -> None:
+    """All but the last pair of its 18,381 are different."""
+    pairs = [f"set {i % 41}+++class {i}" for i in range(18_380)]
+    (tmp_path / "order.json").write_text(json.dumps([*pairs, pairs[-1]]))
+    began = time.process_time()
+    with pytest.raises(ConfigError, match=r"has set 11\+\+\+class 18379 twice"):
+        fomo_in_flux(str(tmp_path / "order.json"), str(tmp_path))
+    assert time.process_time() - began < 2
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import tarfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -131,6 +133,30 @@ def test_shares_of_a_memory(share: float, change: Change, words: str, tmp_path: 
     assert found.startswith("task 'task-1': ") and words in found
 
 
+@pytest.mark.parametrize("strategy", [ExperienceReplay(4), AGEM(8), DERPlusPlus(8)])
+def test_a_memory_of_samples_with_one_key(strategy: Strategy, tmp_path: Path) -> None:
+    """They could not be told apart when the next task draws them; the last task's are not drawn."""
+
+    def two_shards(source: Source) -> Source:
+        (shard,) = source.shards
+        again = Path(shard).with_name(f"again-{Path(shard).name}")
+        with tarfile.open(shard) as old, tarfile.open(again, "w") as new:
+            for member in old:
+                content = old.extractfile(member)
+                assert content is not None
+                data = content.read()
+                if member.name.endswith(".cls"):
+                    data = str(int(data) ^ 1).encode()
+                member.size = len(data)
+                new.addfile(member, io.BytesIO(data))
+        return replace(source, shards=[shard, str(again)])
+
+    words = refused("classes", tmp_path, strategy, with_train(two_shards, only=0))
+    assert words.startswith("task 'task-0': two samples of source ") and strategy.title in words
+    assert "give the samples of all shards of a source different keys" in words
+    started("classes", tmp_path / "last", strategy, with_train(two_shards, only=1))
+
+
 @pytest.mark.parametrize("case", ["clip", "causal_lm"])
 def test_classes_that_are_not_there(case: str, tmp_path: Path) -> None:
     """Of documents that are packed, too."""
@@ -201,7 +227,7 @@ def test_what_a_strategy_reads_is_a_known_word(tmp_path: Path) -> None:
     class Wrong(Strategy):
         reads = frozenset({"sample"})
 
-    with pytest.raises(ConfigError, match="Wrong reads 'sample', which says nothing; known: labels, samples, sources"):
+    with pytest.raises(ConfigError, match="'sample', which says nothing; known: keys, labels, samples, sources"):
         toy_runner(tmp_path, [Wrong()]).fit()
 
 

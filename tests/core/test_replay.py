@@ -10,7 +10,7 @@ import torch
 
 from mmcl import Budget, Source, Task
 from mmcl.errors import ConfigError
-from mmcl.replay import ReplayBuffer
+from mmcl.replay import ReplayBuffer, unfilled
 from mmcl.stream import JoinedSource, TaskSamples
 
 
@@ -94,6 +94,23 @@ def test_the_source_joins_tasks_and_survives_a_checkpoint() -> None:
         assert all(key.startswith(part.task) for key in part.keys or ())
         own = next(t for t in tasks if t.name == part.task)
         assert part.labels in [s.labels for s in own.train if list(s.shards) == list(part.shards)]
+
+
+def test_data_that_are_drawn_as_one_are_kept_part_by_part() -> None:
+    """`TaskSamples` numbers the parts of a joined source, and so does the memory."""
+    part = Source(["a-1.tar"], name="a1")
+    task = Task("a", [JoinedSource(["a-0.tar"], name="a0", parts=[part])], Budget(steps=1))
+    buffer = ReplayBuffer(8)
+    buffer.add("a", samples("a", 8))
+    source = buffer.source([task], "replay", share=0.5)
+    assert source is not None
+    found = {tuple(own.shards): sorted(own.keys or ()) for own in source.all}
+    assert found == {
+        ("a-0.tar",): ["a-0", "a-2", "a-4", "a-6"],
+        ("a-1.tar",): ["a-1", "a-3", "a-5", "a-7"],
+    }
+    (whole,) = unfilled([task], "replay", share=0.5)
+    assert [list(own.shards) for own in whole.all] == [["a-0.tar"], ["a-1.tar"]]
 
 
 @pytest.mark.parametrize(

@@ -55,6 +55,17 @@ def test_budgets_round_up_to_whole_batches(samples: int, batch: int, own: int) -
     assert Budget(tokens=samples).resolve(batch, own, batch, sample_tokens=1) == steps
 
 
+def test_parts_of_an_epoch_are_no_further_step() -> None:
+    """1.1 x 100 is a little more than 110 in floating point."""
+    assert Budget(epochs=1.1).resolve(110, 100, 110) == 1
+    assert Budget(epochs=1.1).resolve(110, 101, 110) == 2
+
+
+def test_budgets_are_said_in_full() -> None:
+    assert str(Budget(samples=14_540_803)) == "14540803 samples" and str(Budget(steps=1_234_567)) == "1234567 steps"
+    assert str(Budget(epochs=2)) == str(Budget(epochs=2.0)) == "2 epochs"
+
+
 def test_tokens_need_a_fixed_length() -> None:
     with pytest.raises(ConfigError, match="fixed sequence length"):
         Budget(tokens=5).resolve(8, 8, 8)
@@ -62,6 +73,8 @@ def test_tokens_need_a_fixed_length() -> None:
 
 def test_class_names_from_a_file(tmp_path: Path) -> None:
     (tmp_path / "names.txt").write_text("cat\ndog\n")
+    assert task(class_names=str(tmp_path / "names.txt")).class_names == ("cat", "dog")
+    (tmp_path / "names.txt").write_text("cat\ndog\n", encoding="utf-8-sig")  # as some editors save UTF-8
     assert task(class_names=str(tmp_path / "names.txt")).class_names == ("cat", "dog")
 
 

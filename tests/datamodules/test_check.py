@@ -20,6 +20,25 @@ def test_a_good_stream_passes(make_data, make_source):
     assert data.count(source) == 20
 
 
+@pytest.mark.parametrize("place", ["evaluation set 'e0'", "stream source 'ref'"])
+def test_every_part_of_what_is_drawn_as_one_is_looked_at(make_data, make_source, tmp_path, make_samples, place):
+    good = make_source((10,))
+    write_shard(tmp_path / "bad.tar", [{**sample, "txt": " "} for sample in make_samples(2, prefix="b")])
+    whole = joined("whole", [good, Source([str(tmp_path / "bad.tar")])])
+    more = {"evals": [whole]} if place.startswith("eval") else {"sources": {"ref": whole}}
+    with pytest.raises(ConfigError, match=f"{place}: .*sample 'b00000' in shard .*bad.tar has an empty caption"):
+        make_data(good, **more).check()
+    with pytest.raises(ConfigError, match=r"evaluation set 'e0': sample 'x00000' in .* has label 9, but there are 4"):
+        write_shard(tmp_path / "label.tar", [{**s, "cls": 9} for s in make_samples(2, prefix="x")])
+        wrong = joined("whole", [good, Source([str(tmp_path / "label.tar")])])
+        make_data(good, class_names=NAMES, evals=[wrong]).check()
+
+
+def test_data_of_a_task_that_is_not_there(make_data, make_source):
+    with pytest.raises(ConfigError, match="task 't': source 'train' is of task 'T', which the stream lacks"):
+        make_data(replace(make_source((10,)), task="T")).check()
+
+
 def edit(samples, index, **changes):
     samples[index] = {k: v for k, v in {**samples[index], **changes}.items() if v is not None}
     return samples
@@ -123,7 +142,7 @@ def test_sources_that_cannot_be_opened(make_data, make_source, change, message, 
 
 def test_keys_and_labels_choose(make_data, make_source, draw_batches, tmp_path):
     source = make_source((10, 10))
-    (tmp_path / "keys.txt").write_text("s00013\n\ns00002\ns00007\n")
+    (tmp_path / "keys.txt").write_text("s00013\n\ns00002\ns00007\n", encoding="utf-8-sig")
     by_file = replace(source, keys=str(tmp_path / "keys.txt"))
     (batch,) = make_data(by_file, batch_size=3).eval_loader(by_file)
     assert batch["__key__"] == ["s00002", "s00007", "s00013"]

@@ -137,6 +137,13 @@ def test_documents_that_cannot_be_read_are_refused(tmp_path: Path, text: bytes, 
     assert "\n" not in str(refused.value)
 
 
+def test_nothing_but_the_texts_is_decoded(tmp_path: Path) -> None:
+    """Pictures beside documents cost no time, and a damaged one is none of a language model's business."""
+    rows = [{"__key__": f"d{i}", "png": b"\x89PNG, no more of it", "txt": "one two"} for i in range(3)]
+    write_shard(tmp_path / "a.tar", rows)
+    assert list(PackedReader(Source([str(tmp_path / "a.tar")]), packing()).texts()) == ["one two"] * 3
+
+
 def test_half_a_character_is_refused(tmp_path: Path) -> None:
     content = json.dumps({"caption": "\ud83d"}).encode()
     write_shard(tmp_path / "x.tar", [{"__key__": "bad", "json": content}])

@@ -32,6 +32,26 @@ def test_rows_of_different_lengths_are_filled_up():
         collate([row("a", 3, 2), row("b", 3, 4)], {"audio": 0.0})
 
 
+@pytest.mark.parametrize(
+    ("values", "dtype"),
+    [
+        ([1, 2.5], torch.float32),
+        ([2.5, 1], torch.float32),
+        ([1, 2], torch.long),
+        ([True, 2], torch.long),
+        ([True, False], torch.bool),
+    ],
+)
+def test_numbers_keep_their_values(values, dtype):
+    """As of a `json` field, whose first value may be whole where others are not."""
+    found = collate([{"__key__": str(i), "x": value} for i, value in enumerate(values)])["x"]
+    assert found.tolist() == values and found.dtype == dtype
+
+
+def test_numbers_beside_other_things_are_a_list():
+    assert collate([{"__key__": "a", "x": 1.5}, {"__key__": "b", "x": None}])["x"] == [1.5, None]
+
+
 def picky(sample, augment):
     """Uses no sample whose number ends in 3, and trains on none whose number ends in 5."""
     number = int(sample["__key__"][1:])

@@ -195,6 +195,39 @@ def test_damage_stops_the_run(make_data, make_source, draw_batches, how, says, w
     assert str(path) in str(error.value) and "\n" not in str(error.value)
 
 
+def rewritten(path, names, extra=()):
+    """The shard with other names for its members, and further members before them."""
+    with tarfile.open(fileobj=io.BytesIO(path.read_bytes())) as old, tarfile.open(path, "w") as new:
+        for name in extra:
+            new.addfile(tarfile.TarInfo(name))
+        for member in old:
+            for name in names(member.name):
+                info = tarfile.TarInfo(name)
+                info.size = member.size
+                new.addfile(info, old.extractfile(member))
+
+
+def test_members_of_no_sample_are_none_in_a_stream_either(make_data, make_source, draw_batches):
+    """As in a shard with an index: macOS puts a hidden file before each one, and some writers a folder of their own."""
+    source = make_source((8,), stream=True)
+    rewritten(Path(source.shards[0]), lambda name: [f"d/._{name}", f"d/{name}"], ["__meta__/info.json", "README"])
+    data = make_data(source, batch_size=4)
+    data.check()
+    assert {key for batch in draw_batches(data, steps=2) for key in batch["__key__"]} == {
+        f"d/s{i:05d}" for i in range(8)
+    }
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_double_member_stops_the_run(make_data, make_source, draw_batches, workers):
+    source = make_source((8,), stream=True)
+    path = Path(source.shards[0])
+    rewritten(path, lambda name: [name, name] if name == "s00005.cls" else [name])
+    with pytest.raises(RunError, match=r"sample 's00005' has two members 'cls'") as error:
+        draw_batches(make_data(source, batch_size=4, workers=workers), steps=2)
+    assert str(path) in str(error.value) and "\n" not in str(error.value)
+
+
 class Canary:
     def __init__(self, place):
         self.place = place

@@ -81,6 +81,14 @@ def test_what_is_wrong_in_a_folder_is_named(tmp_path: Path) -> None:
         assert any(part in reason for _, reason in found)
 
 
+def test_neither_of_two_captions_is_taken_for_the_other(tmp_path: Path) -> None:
+    files = {"a.png": picture(1), "a.txt": "one", "a.TXT": "two", "b.png": picture(2), "b.TXT": "three"}
+    folder = fill(tmp_path / "in", files)
+    assert list(write(folder, tmp_path / "out", max_bad=1)) == ["b"]
+    (reason,) = [json.loads(line)["reason"] for line in (tmp_path / "out" / "bad.jsonl").read_text().splitlines()]
+    assert reason == "there are two captions beside it"
+
+
 def test_class_names_keep_their_numbers(tmp_path: Path) -> None:
     (tmp_path / "names.txt").write_text("zebra\ncat\ndog\n")
     folder = fill(tmp_path / "in", {"dog/1.png": picture(1), "cat/2.png": picture(2)})
@@ -214,6 +222,30 @@ def test_shards_from_shards(tmp_path: Path) -> None:
     assert Image.open(io.BytesIO(found["v/4"]["jpg"])).size == (20, 20)
     again = write(tmp_path / "out" / "*.tar", tmp_path / "again")
     assert again == found
+
+
+def raw_tar(path: Path, names: list[str]) -> Path:
+    with tarfile.open(path, "w", format=tarfile.GNU_FORMAT) as tar:
+        for name in names:
+            info = tarfile.TarInfo(name)
+            info.size = 3
+            tar.addfile(info, io.BytesIO(b"cap"))
+    return path
+
+
+def test_shards_of_a_whole_folder(tmp_path: Path) -> None:
+    """`tar -C FOLDER -cf a.tar .` puts ./ before every name."""
+    path = raw_tar(tmp_path / "a.tar", ["./a.txt", "./d/b.txt"])
+    assert write(path, tmp_path / "out") == {"a": {"txt": b"cap"}, "d/b": {"txt": b"cap"}}
+
+
+def test_keys_that_are_no_text_are_named(tmp_path: Path) -> None:
+    path = raw_tar(tmp_path / "a.tar", ["\udcffa.txt", "b.txt"])
+    assert list(write(path, tmp_path / "out", max_bad=1)) == ["b"]
+    (row,) = [json.loads(line) for line in (tmp_path / "out" / "bad.jsonl").read_text("utf-8").splitlines()]
+    assert row["key"] == "\udcffa" and "is no sample key" in row["reason"]
+    with pytest.raises(RunError, match=r"no row can be used \(the first: .*is no sample key.*see .*bad.jsonl"):
+        write(raw_tar(tmp_path / "none.tar", ["\udcffa.txt"]), tmp_path / "none", max_bad=1)
 
 
 def test_damaged_members_of_shards_are_named(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from mmcl.errors import ConfigError, RunError
-from mmcl.metrics.choice_probe import ChoiceProbe, _likeliest
+from mmcl.metrics.choice_probe import ChoiceProbe, _likeliest, _right
 from mmcl.metrics.exact_match_probe import ExactMatchProbe, normalise
 from mmcl.metrics.probes import ProbeResult
 from mmcl.outputs import Batch, Outputs
@@ -148,6 +148,13 @@ def test_scores_that_are_no_numbers_are_never_right() -> None:
 
 def test_a_score_that_is_no_number_does_not_hide_the_others() -> None:
     assert _likeliest(torch.tensor([[torch.nan, -2.0, -1.0], [-3.0, torch.nan, -torch.inf]])) == [2, 0]
+
+
+def test_a_choice_as_it_is_written_is_right_before_those_that_differ_in_form() -> None:
+    """Without punctuation 5 and -5 are one answer."""
+    choices = [["5", "-5", "50 %"], ["Paris.", "Rome"], ["-7", "- 7"]]
+    batch = {"answers": [["-5 "], ["paris"], ["7"]], "__key__": ["x", "y", "z"]}
+    assert _right(batch, choices) == [{1}, {0}, {0, 1}]
 
 
 def test_mean_and_sum_differ_in_what_they_make_of_length() -> None:

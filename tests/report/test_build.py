@@ -1,4 +1,5 @@
 import csv
+import json
 import re
 from html.parser import HTMLParser
 
@@ -123,6 +124,7 @@ def test_one_name_with_other_arguments_is_another_run(write, tmp_path):
         ({"stream": "mtil"}, "has the stream pocket; .* has mtil"),
         ({"columns": ("flags", "food", "smileys", "rooms")}, "has the columns flags, food, smileys, places; .*rooms"),
         ({"lower": ["places"]}, "has the directions"),
+        ({"groups": {"places": "beside"}}, "has the held-out columns smileys, places; .* has smileys"),
     ],
 )
 def test_different_streams_are_refused(write, tmp_path, other, message):
@@ -154,6 +156,27 @@ def test_lower_is_better_columns_say_so_and_turn_the_colour(write, tmp_path):
     tones = {title: tone for tone, title in re.findall(r'<td class="(\w+)[^>]*title="(\w+, after food)', text)}
     assert tones["smileys, after food"] == "loss"
     assert tones["places, after food"] == "gain"
+
+
+def test_a_change_that_takes_an_exponent_makes_a_page(write, tmp_path):
+    values = [[0.5, 0.4, 10.0, 12.0], [0.8, 0.4, 10.0, 12.0], [0.8, 0.7, 10.0, 12.0004]]
+    text = page([write("a", values, lower=["smileys", "places"])], tmp_path / "out")
+    assert "finetune worsened its held-out error by 2.00e−04 (11.0 → 11.0)." in text
+
+
+def test_sample_counts_that_differ_are_a_range_of_numbers(write, tmp_path):
+    paths = [write("a", name="a"), write("b", name="b")]
+    for path, count in zip(paths, (90, 1000), strict=True):
+        record = json.loads((path / "results.json").read_text())
+        record["stream"]["evals"][2]["count"] = count
+        (path / "results.json").write_text(json.dumps(record))
+    assert "smileys 90 to 1000 " in row_of(page(paths, tmp_path / "out"), "smileys")
+
+
+def test_arguments_are_shown_as_they_were(write, tmp_path):
+    ema = {"name": "EMA", "class_path": "x.EMA", "arguments": {"decay": 0.99999995, "lr": 1e-5, "steps": 2.0}}
+    text = page([write("a", strategies=[ema])], tmp_path / "out")
+    assert re.findall(r"<dd>(0.99999995|1e-05|2)</dd>", text) == ["0.99999995", "1e-05", "2"]
 
 
 def test_missing_cells_are_shown_as_missing(write, tmp_path):
