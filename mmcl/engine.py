@@ -192,6 +192,7 @@ class Engine(pl.LightningModule):
         self.on_optimizer: Callable[[Optimizer], None] = lambda optimizer: None
         self._context: Context | None = None
         self._stepped = False
+        self._stop = False
         self._counts: list[Tensor] = []
 
     # -- the optimizer -----------------------------------------------------------------------------------------------
@@ -286,12 +287,17 @@ class Engine(pl.LightningModule):
                 f"the loss is {loss} in task '{self.task.name}' at step {self.task_step - (self.step - step)} of "
                 f"{self.task_steps} (step {step} of the run); lower the learning rate or look at the data"
             )
-        if stop:
-            self.trainer.should_stop = True
+        self._stop = self._stop or stop
 
     def settle(self) -> None:
         """Read the message under way, before a checkpoint is written or a segment ends."""
         self._read_pulse()
+        self._stop_if_asked()
+
+    def _stop_if_asked(self) -> None:
+        """Between optimizer steps: the batches of half a step would be seen again by a run that goes on."""
+        if self._stop:
+            self.trainer.should_stop = True
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         if self._counts:
@@ -311,6 +317,7 @@ class Engine(pl.LightningModule):
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
         if (batch_idx + 1) % self.trainer.accumulate_grad_batches == 0:
             self.segment_step += 1
+            self._stop_if_asked()
         if self._stepped:
             self._stepped = False
             assert self._context is not None

@@ -175,6 +175,9 @@ class MetricsLog:
 
     Every record has ``kind`` (``step``, ``row``, ``segment``) and ``time`` (seconds since the epoch), which is the only
     field that differs between two equal runs.
+
+    Raises:
+        RunError: the file is shorter than the recorded length.
     """
 
     def __init__(self, path: Path, offset: int, enabled: bool = True) -> None:
@@ -183,6 +186,11 @@ class MetricsLog:
         if enabled:
             path.parent.mkdir(parents=True, exist_ok=True)
             with path.open("ab") as file:
+                if file.tell() < offset:
+                    raise RunError(
+                        f"{path} has {file.tell()} bytes, and the checkpoint counts {offset} of it; put it back as it "
+                        "was, or choose another --run_dir"
+                    )
                 file.truncate(offset)
 
     def write(self, kind: str, **record: Any) -> None:

@@ -218,9 +218,12 @@ class Training(Session):
                 "figures": {name: float(value) for name, value in self.engine.figures.items()},
             }
             last = self.folder.checkpoints / "last.ckpt"
-            checkpoint.save(last, content, keep_previous=True)
             if keep is not None and self.options.keep_tasks:
-                checkpoint.link(last, self.folder.checkpoints / keep)
+                # First, since the phase that `last` brings is not saved again.
+                checkpoint.save(self.folder.checkpoints / keep, content)
+                checkpoint.link(self.folder.checkpoints / keep, last, keep_previous=True)
+            else:
+                checkpoint.save(last, content, keep_previous=True)
         distributed.barrier()
 
     def _check_finite(self) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import torch
 from lightning.pytorch.plugins import MixedPrecision
 from toy import metrics, network, runner, stream
 
-from mmcl import Strategy
+from mmcl import Strategy, Stream, checkpoint
 from mmcl.errors import ConfigError, RunError
 from mmcl.interrupt import Interrupted
 from mmcl.strategies import Frozen, MomentumInterpolation, WeightConsolidation, WeightEnsemble, WeightInterpolation
@@ -109,6 +110,63 @@ def test_signal_saves_and_the_same_command_continues(tmp_path: Path) -> None:
     runner(tmp_path / "cut").fit()
     assert same(network(tmp_path / "whole"), network(tmp_path / "cut"))
     assert metrics(tmp_path / "whole") == metrics(tmp_path / "cut")
+
+
+@pytest.mark.parametrize("batch", [8, 9])
+def test_a_signal_between_accumulated_batches_waits_for_the_step(tmp_path: Path, batch: int) -> None:
+    """Batches of half a step would go into running statistics twice."""
+    halves = {"accumulate_grad_batches": 2}
+    runner(tmp_path / "whole", trainer=halves).fit()
+    made = runner(tmp_path / "cut", trainer=halves)
+    inner, batches = made.engine.after_step, 0
+
+    def after_step(engine: Any, given: Any) -> None:
+        nonlocal batches
+        inner(engine, given)
+        batches += 1
+        if batches == batch:
+            os.kill(os.getpid(), signal.SIGUSR1)
+
+    made.engine.after_step = after_step
+    with pytest.raises(Interrupted):
+        made.fit()
+    runner(tmp_path / "cut", trainer=halves).fit()
+    assert same(network(tmp_path / "whole"), network(tmp_path / "cut"))
+
+
+def test_killed_while_a_task_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its checkpoint is there in the end, wherever the process died."""
+
+    def die(*_: Any, **__: Any) -> None:
+        raise Killed
+
+    monkeypatch.setattr(checkpoint, "link", die)
+    with pytest.raises(Killed):
+        runner(tmp_path).fit()
+    monkeypatch.undo()
+    runner(tmp_path).fit()
+    assert same(network(tmp_path), network(tmp_path, "task-2"))
+    assert {p.name for p in (tmp_path / "checkpoints").glob("task-*")} == {"task-1.ckpt", "task-2.ckpt"}
+
+
+def test_a_stream_without_evaluation_sets_continues(tmp_path: Path) -> None:
+    bare = Stream("bare", stream().with_tasks([replace(t, evaluates=None) for t in stream().tasks]).tasks)
+    whole = runner(tmp_path / "whole", stream=bare).fit()
+    for step in (5, 12):
+        killed_at(tmp_path / "cut", step, [], stream=bare)
+    resumed = runner(tmp_path / "cut", stream=bare).fit()
+    assert [t["name"] for t in resumed["tasks"]] == [t["name"] for t in whole["tasks"]]
+    assert same(network(tmp_path / "whole"), network(tmp_path / "cut"))
+    assert metrics(tmp_path / "whole") == metrics(tmp_path / "cut")
+
+
+def test_metrics_that_the_checkpoint_counts_must_be_there(tmp_path: Path) -> None:
+    killed_at(tmp_path, 5, [])
+    file = tmp_path / "metrics.jsonl"
+    file.write_bytes(file.read_bytes()[:10])
+    with pytest.raises(RunError, match=r"metrics.jsonl has 10 bytes, and the checkpoint counts \d+ of it; put it back"):
+        runner(tmp_path).fit()
+    assert len(file.read_bytes()) == 10
 
 
 def test_killed_in_evaluation(tmp_path: Path) -> None:
