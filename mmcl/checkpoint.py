@@ -22,7 +22,7 @@ from mmcl.outputs import Weights
 logger = logging.getLogger("mmcl")
 
 FORMAT = "mmcl.checkpoint/1"
-PREVIOUS = "previous.ckpt"
+NEWEST, PREVIOUS = "last.ckpt", "previous.ckpt"
 RunPhase = Literal["initial", "started", "trained", "ended", "evaluated"]
 
 
@@ -131,7 +131,7 @@ def load_newest(folder: Path) -> tuple[Path, dict[str, Any]] | None:
         ConfigError: there are checkpoints and none can be read.
     """
     errors: list[str] = []
-    for name in ("last.ckpt", PREVIOUS):
+    for name in (NEWEST, PREVIOUS):
         path = folder / name
         if not path.exists():
             continue
@@ -139,13 +139,18 @@ def load_newest(folder: Path) -> tuple[Path, dict[str, Any]] | None:
             return path, load(path)
         except RunError as error:
             errors.append(str(error))
-            if (folder / PREVIOUS).exists() and name == "last.ckpt":
+            if (folder / PREVIOUS).exists() and name == NEWEST:
                 logger.warning("%s; using the one before it", error)
     if errors:
         kept = ", ".join(sorted(p.name for p in folder.glob("task-*.ckpt")))
         hint = f"copy one of {kept} to last.ckpt there and remove previous.ckpt, or " if kept else ""
         raise ConfigError(f"{'; '.join(errors)}; {hint}choose another --run_dir")
     return None
+
+
+def promote(path: Path) -> None:
+    """Let the checkpoint that a run goes on from be its newest: the next one must not push a broken one before it."""
+    os.replace(path, path.with_name(NEWEST))
 
 
 def progress_of(content: Mapping[str, Any]) -> Progress:

@@ -114,7 +114,7 @@ class Record:
             return
         names = {t.name: i for i, t in enumerate(self.stream.tasks)}
         values = old["matrix"]["values"] if old["matrix"] else []
-        if not self.stream.evals:  # rows without columns, which no matrix holds: one before the first task, one after each
+        if not self.stream.evals:  # rows without columns, which no matrix holds
             values = [[] for _ in range(len(old["tasks"]) + 1)]
         self.rows = [[float(v) for v in row] for row in values[:rows]]
         self.data["run"]["created"] = old["run"]["created"]

@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from mmcl import checkpoint
+from mmcl import checkpoint, distributed
 from mmcl import trainer as lightning
 from mmcl.errors import MmclError, RunError
 from mmcl.evaluate import Cell
@@ -70,6 +70,7 @@ class Runner(Training):
 
     def _fit(self) -> dict[str, Any]:
         found = checkpoint.load_newest(self.folder.checkpoints)
+        distributed.barrier()  # none writes there before all have looked
         self.set_up()
         self.foresee()
         if found is None:
@@ -98,6 +99,8 @@ class Runner(Training):
     def _resume(self, path: Path, content: Mapping[str, Any]) -> None:
         progress = checkpoint.progress_of(content)
         self.load(content, path)
+        if self.is_main:
+            checkpoint.promote(path)
         if progress.phase == "started":
             self._check_readers()
         self.metrics = MetricsLog(self.folder.metrics, progress.metrics_offset, self.is_main)

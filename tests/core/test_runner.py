@@ -14,7 +14,7 @@ import torch
 from lightning.pytorch.plugins import MixedPrecision
 from toy import metrics, network, runner, stream
 
-from mmcl import Strategy, Stream, checkpoint
+from mmcl import Strategy, Stream, checkpoint, distributed
 from mmcl.errors import ConfigError, RunError
 from mmcl.interrupt import Interrupted
 from mmcl.strategies import Frozen, MomentumInterpolation, WeightConsolidation, WeightEnsemble, WeightInterpolation
@@ -198,8 +198,8 @@ def test_frozen_is_measured_and_not_trained(tmp_path: Path) -> None:
 def test_test_reproduces_the_rows(tmp_path: Path) -> None:
     for name, make in STRATEGIES.items():
         rows = runner(tmp_path / name, make()).fit()["matrix"]["values"]
-        for checkpoint, row in (("task-1", rows[1]), ("last", rows[2])):
-            cells = runner(tmp_path / name, make()).test(checkpoint)[""]
+        for name_there, row in (("task-1", rows[1]), ("last", rows[2])):
+            cells = runner(tmp_path / name, make()).test(name_there)[""]
             assert [c.result.value for c in cells] == row
 
 
@@ -259,6 +259,40 @@ def test_a_broken_checkpoint_is_reported_and_the_one_before_used(
         runner(tmp_path / "cut").fit()
     assert "damaged" in caplog.text
     assert same(network(tmp_path / "whole"), network(tmp_path / "cut"))
+
+
+def test_processes_look_for_a_checkpoint_before_one_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else a slow one finds what a fast one has just begun, and goes on from it alone."""
+    events: list[str] = []
+
+    def noted(name: str, inner: Any) -> Any:
+        return lambda *args, **kwargs: (events.append(name), inner(*args, **kwargs))[1]
+
+    monkeypatch.setattr(checkpoint, "load_newest", noted("read", checkpoint.load_newest))
+    monkeypatch.setattr(checkpoint, "save", noted("write", checkpoint.save))
+    monkeypatch.setattr(distributed, "barrier", noted("wait", distributed.barrier))
+    runner(tmp_path).fit()
+    assert events[:3] == ["read", "wait", "write"]
+
+
+def test_killed_between_two_renames_after_a_broken_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The good one is never behind the broken one."""
+    killed_at(tmp_path, 8, [])
+    last = tmp_path / "checkpoints" / "last.ckpt"
+    last.write_bytes(last.read_bytes()[:1000])
+    replace_file, broken = os.replace, last.stat().st_ino
+
+    def die(source: Any, target: Any) -> None:
+        if Path(target) == last and Path(source).suffix == ".part":
+            raise Killed
+        replace_file(source, target)
+
+    monkeypatch.setattr(os, "replace", die)
+    with pytest.raises(Killed):
+        runner(tmp_path).fit()
+    monkeypatch.undo()
+    assert broken not in {p.stat().st_ino for p in last.parent.glob("*.ckpt")}
+    assert runner(tmp_path).fit()["run"]["status"] == "finished"
 
 
 def test_a_full_disk_leaves_the_previous_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
