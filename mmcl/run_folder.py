@@ -9,6 +9,8 @@ import os
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from io import TextIOWrapper
+from multiprocessing.util import register_after_fork
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +80,7 @@ class RunFolder:
             ) from error
         lock = self.path / ".lock"
         with lock.open("a+") as file:
+            register_after_fork(file, TextIOWrapper.close)  # else a worker that outlives this process would hold it
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError as error:
