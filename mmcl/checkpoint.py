@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import re
+from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -23,6 +24,8 @@ logger = logging.getLogger("mmcl")
 
 FORMAT = "mmcl.checkpoint/1"
 NEWEST, PREVIOUS = "last.ckpt", "previous.ckpt"
+PLAIN = frozenset({bool, int, float, str, bytes, type(None)})
+CONTAINERS = frozenset({dict, OrderedDict, list, tuple, torch.Size})
 RunPhase = Literal["initial", "started", "trained", "ended", "evaluated"]
 
 
@@ -76,6 +79,23 @@ def _write(path: Path, save: Any, previous: Path | None = None) -> None:
     except (OSError, RuntimeError) as error:  # torch reports a full disk as RuntimeError
         temporary.unlink(missing_ok=True)
         raise RunError(f"cannot write {path}: {error}; free some space and run the same command again") from error
+
+
+def check_plain(value: Any, where: str) -> None:
+    """Refuse what could be written and not be read again, since `weights_only` takes tensors and plain values alone.
+
+    Raises:
+        RunError: names the type, after `where`.
+    """
+    if isinstance(value, Tensor) or type(value) in PLAIN:
+        return
+    if type(value) not in CONTAINERS:
+        raise RunError(
+            f"{where} holds a {type(value).__name__}, which no checkpoint can; keep tensors, Python's numbers, texts, "
+            "None, and dicts and lists of these"
+        )
+    for inner in (*value.keys(), *value.values()) if isinstance(value, dict) else value:
+        check_plain(inner, where)
 
 
 def save(path: Path, content: Mapping[str, Any], keep_previous: bool = False) -> None:

@@ -1,4 +1,4 @@
-"""What makes two runs from Python the same: everything that decides a result, as plain values that no process changes."""
+"""What makes two runs from Python the same: all that decides a result, as plain values that no process changes."""
 
 from __future__ import annotations
 

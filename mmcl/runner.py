@@ -49,6 +49,7 @@ class Runner(Training):
         if self.options.init_from is not None and not any(self.folder.checkpoints.glob("*.ckpt")):
             self.load_network(self.options.init_from)
         with self.folder.locked() if self.is_main else nullcontext(), self.flag.watching():
+            self.folder.check_identity(self.options.identity or {})  # again: another run may have ended there just now
             finished = self.folder.read_results()
             if finished is not None and finished["run"]["status"] == "finished":
                 logger.warning(

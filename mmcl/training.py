@@ -138,7 +138,9 @@ class Training(Session):
     def _cut(self, task: Task, sources: Sequence[Source], steps: int) -> None:
         """Between two segments: evaluate on the fixed subsets, let strategies look, ask for sources again."""
         positions = self.data.advance(self.progress.positions, self.data.plan(task, sources), steps)
+        measured = time.perf_counter()
         cells = self._measure("validate")
+        self._began += time.perf_counter() - measured  # no time of training
         scores = {c.evalset: c.result.value for c in cells}
         entry = {"task": task.name, "segment": self.progress.segment, "step": self.engine.step}
         self.record.data["segments"].append({**entry, "task_step": self.engine.task_step, "scores": scores})
@@ -208,10 +210,7 @@ class Training(Session):
                 "progress": checkpoint.progress_dict(self.progress),
                 "seed": self.options.seed,
                 "network": self.module.network.state_dict(),
-                "strategies": {
-                    s.name: {"parameters": s.state_dict(), "state": s.export_state()}
-                    for s in self.composition.strategies
-                },
+                "strategies": {s.name: _kept(s) for s in self.composition.strategies},
                 "optimizer": self.optimizer_state if within else None,
                 "scaler": self.scaler_state,
                 "last_loss": self.engine.last_loss,
@@ -230,3 +229,11 @@ class Training(Session):
         for name, parameter in self.module.network.named_parameters():
             if not torch.isfinite(parameter).all():
                 raise RunError(f"weight '{name}' is not finite after step {self.engine.step}; not saved")
+
+
+def _kept(strategy: Strategy) -> dict[str, Any]:
+    """What a checkpoint holds of a strategy."""
+    state = strategy.export_state()
+    for name, value in state.items():
+        checkpoint.check_plain(value, f"state '{name}' of strategy '{strategy.name}'")
+    return {"parameters": strategy.state_dict(), "state": state}

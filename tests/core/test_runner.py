@@ -5,20 +5,21 @@ from __future__ import annotations
 import json
 import os
 import signal
-from dataclasses import replace
+import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from lightning.pytorch.plugins import MixedPrecision
-from toy import metrics, network, runner, stream
+from toy import Killed, killed_at, metrics, network, runner, same, stream
 
-from mmcl import Strategy, Stream, checkpoint, distributed
+from mmcl import Strategy, Task, checkpoint
 from mmcl.errors import ConfigError, RunError
 from mmcl.interrupt import Interrupted
 from mmcl.strategies import Frozen, MomentumInterpolation, WeightConsolidation, WeightEnsemble, WeightInterpolation
-from mmcl.strategy import StepContext
+from mmcl.strategy import DataPass, StepContext
 
 STRATEGIES: dict[str, Any] = {
     "none": lambda: [],
@@ -26,29 +27,6 @@ STRATEGIES: dict[str, Any] = {
     "momentum": lambda: [MomentumInterpolation(decay=0.9)],
     "wise": lambda: [WeightInterpolation(alpha=0.5)],
 }
-
-
-class Killed(Exception):
-    """Stands for the end of the process."""
-
-
-def killed_at(folder: Path, step: int, strategies: list[Strategy], **changes: Any) -> None:
-    """Run until a step happened, then leave as if the process had died: nothing is saved on the way out."""
-    made = runner(folder, strategies, **changes)
-    inner = made.engine.after_step
-
-    def after_step(engine: Any, batch: Any) -> None:
-        inner(engine, batch)
-        if engine.step == step:
-            raise Killed
-
-    made.engine.after_step = after_step
-    with pytest.raises(Killed):
-        made.fit()
-
-
-def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
-    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
 
 
 def test_rows_and_files(tmp_path: Path) -> None:
@@ -110,63 +88,6 @@ def test_signal_saves_and_the_same_command_continues(tmp_path: Path) -> None:
     runner(tmp_path / "cut").fit()
     assert same(network(tmp_path / "whole"), network(tmp_path / "cut"))
     assert metrics(tmp_path / "whole") == metrics(tmp_path / "cut")
-
-
-@pytest.mark.parametrize("batch", [8, 9])
-def test_a_signal_between_accumulated_batches_waits_for_the_step(tmp_path: Path, batch: int) -> None:
-    """Batches of half a step would go into running statistics twice."""
-    halves = {"accumulate_grad_batches": 2}
-    runner(tmp_path / "whole", trainer=halves).fit()
-    made = runner(tmp_path / "cut", trainer=halves)
-    inner, batches = made.engine.after_step, 0
-
-    def after_step(engine: Any, given: Any) -> None:
-        nonlocal batches
-        inner(engine, given)
-        batches += 1
-        if batches == batch:
-            os.kill(os.getpid(), signal.SIGUSR1)
-
-    made.engine.after_step = after_step
-    with pytest.raises(Interrupted):
-        made.fit()
-    runner(tmp_path / "cut", trainer=halves).fit()
-    assert same(network(tmp_path / "whole"), network(tmp_path / "cut"))
-
-
-def test_killed_while_a_task_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its checkpoint is there in the end, wherever the process died."""
-
-    def die(*_: Any, **__: Any) -> None:
-        raise Killed
-
-    monkeypatch.setattr(checkpoint, "link", die)
-    with pytest.raises(Killed):
-        runner(tmp_path).fit()
-    monkeypatch.undo()
-    runner(tmp_path).fit()
-    assert same(network(tmp_path), network(tmp_path, "task-2"))
-    assert {p.name for p in (tmp_path / "checkpoints").glob("task-*")} == {"task-1.ckpt", "task-2.ckpt"}
-
-
-def test_a_stream_without_evaluation_sets_continues(tmp_path: Path) -> None:
-    bare = Stream("bare", stream().with_tasks([replace(t, evaluates=None) for t in stream().tasks]).tasks)
-    whole = runner(tmp_path / "whole", stream=bare).fit()
-    for step in (5, 12):
-        killed_at(tmp_path / "cut", step, [], stream=bare)
-    resumed = runner(tmp_path / "cut", stream=bare).fit()
-    assert [t["name"] for t in resumed["tasks"]] == [t["name"] for t in whole["tasks"]]
-    assert same(network(tmp_path / "whole"), network(tmp_path / "cut"))
-    assert metrics(tmp_path / "whole") == metrics(tmp_path / "cut")
-
-
-def test_metrics_that_the_checkpoint_counts_must_be_there(tmp_path: Path) -> None:
-    killed_at(tmp_path, 5, [])
-    file = tmp_path / "metrics.jsonl"
-    file.write_bytes(file.read_bytes()[:10])
-    with pytest.raises(RunError, match=r"metrics.jsonl has 10 bytes, and the checkpoint counts \d+ of it; put it back"):
-        runner(tmp_path).fit()
-    assert len(file.read_bytes()) == 10
 
 
 def test_killed_in_evaluation(tmp_path: Path) -> None:
@@ -261,40 +182,6 @@ def test_a_broken_checkpoint_is_reported_and_the_one_before_used(
     assert same(network(tmp_path / "whole"), network(tmp_path / "cut"))
 
 
-def test_processes_look_for_a_checkpoint_before_one_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Else a slow one finds what a fast one has just begun, and goes on from it alone."""
-    events: list[str] = []
-
-    def noted(name: str, inner: Any) -> Any:
-        return lambda *args, **kwargs: (events.append(name), inner(*args, **kwargs))[1]
-
-    monkeypatch.setattr(checkpoint, "load_newest", noted("read", checkpoint.load_newest))
-    monkeypatch.setattr(checkpoint, "save", noted("write", checkpoint.save))
-    monkeypatch.setattr(distributed, "barrier", noted("wait", distributed.barrier))
-    runner(tmp_path).fit()
-    assert events[:3] == ["read", "wait", "write"]
-
-
-def test_killed_between_two_renames_after_a_broken_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The good one is never behind the broken one."""
-    killed_at(tmp_path, 8, [])
-    last = tmp_path / "checkpoints" / "last.ckpt"
-    last.write_bytes(last.read_bytes()[:1000])
-    replace_file, broken = os.replace, last.stat().st_ino
-
-    def die(source: Any, target: Any) -> None:
-        if Path(target) == last and Path(source).suffix == ".part":
-            raise Killed
-        replace_file(source, target)
-
-    monkeypatch.setattr(os, "replace", die)
-    with pytest.raises(Killed):
-        runner(tmp_path).fit()
-    monkeypatch.undo()
-    assert broken not in {p.stat().st_ino for p in last.parent.glob("*.ckpt")}
-    assert runner(tmp_path).fit()["run"]["status"] == "finished"
-
-
 def test_a_full_disk_leaves_the_previous_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     saves = 0
     save = torch.save
@@ -319,6 +206,50 @@ def test_two_claims_are_refused_before_anything_is_written(tmp_path: Path) -> No
     with pytest.raises(ConfigError, match="MomentumInterpolation and WeightEnsemble both claim 'eval_weights'"):
         runner(tmp_path / "run", [MomentumInterpolation(), WeightEnsemble()]).fit()
     assert not (tmp_path / "run").exists()
+
+
+def test_another_configuration_that_came_first_is_refused(tmp_path: Path) -> None:
+    """Between the look at the folder and its lock another run may have begun there, and ended."""
+    made = runner(tmp_path, lr=2e-2)
+    locked = made.folder.locked
+
+    def late() -> Any:
+        runner(tmp_path).fit()
+        return locked()
+
+    made.folder.locked = late  # type: ignore[method-assign]
+    with pytest.raises(ConfigError, match=r"differs in lr \(0.01 there, 0.02 here\)"):
+        made.fit()
+
+
+class Remembers(Strategy):
+    """Keeps a number of NumPy's, which `weights_only` does not read again."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.add_state("seen", {"count": [0]})
+
+    def on_task_end(self, task: Task, data: DataPass) -> None:
+        self.seen = {"count": [np.float64(1)]}
+
+
+def test_state_that_could_not_be_read_again_is_not_written(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match=r"state 'seen' of strategy 'remembers' holds a float64.*last good checkpoint"):
+        runner(tmp_path, [Remembers()]).fit()
+    assert checkpoint.load(tmp_path / "checkpoints" / "last.ckpt")["progress"]["phase"] == "trained"
+
+
+def test_time_of_training_has_none_of_evaluation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = runner(tmp_path, stream=stream(segment=5))
+    measure, clock = made._measure, [0.0]
+
+    def slow(stage: Any, variant: str = "") -> Any:
+        clock[0] += 100.0
+        return measure(stage, variant)
+
+    monkeypatch.setattr(made, "_measure", slow)
+    monkeypatch.setattr(time, "perf_counter", lambda: clock[0])
+    assert [t["train_seconds"] for t in made.fit()["tasks"]] == [0.0, 0.0]
 
 
 class Gradients(Strategy):
