@@ -147,7 +147,7 @@ class Budget:
         if self.samples is not None:
             return math.ceil(self.samples / batch_size)
         if self.epochs is not None:
-            return math.ceil(self.epochs * own_samples / own_per_batch)
+            return math.ceil(self.epochs * own_samples / own_per_batch * (1 - 1e-12))  # 1.1 x 100 comes out above 110
         assert self.tokens is not None
         if sample_tokens is None:
             raise ConfigError(

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from mmcl import Budget, EvalSet, Source, Stream, Task
@@ -53,6 +53,12 @@ def test_budgets_round_up_to_whole_batches(samples: int, batch: int, own: int) -
     assert (steps - 1) * batch < samples <= steps * batch
     assert Budget(epochs=2).resolve(batch, own, batch) == -(-2 * own // batch)
     assert Budget(tokens=samples).resolve(batch, own, batch, sample_tokens=1) == steps
+
+
+@given(st.integers(1, 200), st.integers(1, 10**5), st.integers(1, 512))
+@example(11, 100, 10)
+def test_parts_of_an_epoch_have_no_step_by_rounding(tenths: int, own: int, batch: int) -> None:
+    assert Budget(epochs=tenths / 10).resolve(batch, own, batch) == -(-tenths * own // (10 * batch))
 
 
 def test_tokens_need_a_fixed_length() -> None:
