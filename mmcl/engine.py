@@ -19,6 +19,7 @@ from mmcl.errors import RunError
 from mmcl.outputs import ANSWERS, ATTACHED, Batch, Forward, Outputs, move
 from mmcl.strategy import ParameterGroup, Stage
 from mmcl.stream import Source, Task
+from mmcl.weights import canonical
 
 
 class Context:
@@ -309,7 +310,7 @@ class Engine(pl.LightningModule):
             return
         assert self._context is not None
         named = self.module.network.named_parameters()
-        self._context.grads = {n: p.grad for n, p in named if p.grad is not None}
+        self._context.grads = {canonical(n): p.grad for n, p in named if p.grad is not None}
         with torch.no_grad():
             for strategy in strategies:
                 strategy.on_gradients(self._context)

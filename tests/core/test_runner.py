@@ -12,7 +12,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import toy
 from lightning.pytorch.plugins import MixedPrecision
+from torch import nn
+from torch.nn.utils import parametrize
 from toy import Killed, killed_at, metrics, network, runner, same, stream
 
 from mmcl import Strategy, Task, checkpoint
@@ -277,3 +280,13 @@ def test_gradients_are_not_scaled_where_strategies_see_them(tmp_path: Path) -> N
         seen[scaler is None] = watch.seen[0]
     for name, gradient in seen[True].items():
         torch.testing.assert_close(seen[False][name], gradient, rtol=0.1, atol=0.05)
+
+
+def test_gradients_have_canonical_names(tmp_path: Path) -> None:
+    """Those under which `weights` and snapshots have them, also where something is attached to a weight that trains."""
+    watch = Gradients()
+    made = runner(tmp_path, [watch])
+    parametrize.register_parametrization(made.module.network[0], "weight", nn.Identity())
+    made.fit()
+    assert watch.seen[0].keys() == dict(toy.ToyModule().network.named_parameters()).keys()
+    assert watch.seen[0].keys() <= watch.weights().keys()
