@@ -121,6 +121,7 @@ class Training(Session):
         try:
             lightning.train(self.trainer, self.engine, loader, left)
         finally:
+            self.engine.zero_grad()  # evaluations need the memory
             self.engine.to(lightning.device(self.trainer))  # Lightning leaves it on the CPU
         self._keep_optimizer()
         self.engine.settle()

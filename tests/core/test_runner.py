@@ -290,3 +290,26 @@ def test_gradients_have_canonical_names(tmp_path: Path) -> None:
     made.fit()
     assert watch.seen[0].keys() == dict(toy.ToyModule().network.named_parameters()).keys()
     assert watch.seen[0].keys() <= watch.weights().keys()
+
+
+@pytest.mark.parametrize(
+    ("setting", "words"),
+    [
+        ({"limit_train_batches": 2}, "a task would see a few batches over and over"),
+        ({"limit_train_batches": 0.5}, "a task would see a few batches over and over"),
+        ({"overfit_batches": 1}, "a task would see a few batches over and over"),
+        ({"min_steps": 9}, "a run would not heed signals"),
+        ({"min_epochs": 1}, "a run would not heed signals"),
+        ({"max_steps": 9}, "belong to the tasks' budgets"),
+    ],
+)
+def test_limits_of_the_trainer_are_refused(tmp_path: Path, setting: dict[str, Any], words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        runner(tmp_path / "run", trainer=setting).fit()
+    assert not (tmp_path / "run").exists()
+
+
+def test_gradients_are_gone_after_training(tmp_path: Path) -> None:
+    made = runner(tmp_path)
+    made.fit()
+    assert all(p.grad is None for p in made.engine.parameters())
