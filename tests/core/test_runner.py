@@ -21,6 +21,7 @@ from toy import Killed, killed_at, metrics, network, runner, same, stream
 from mmcl import Strategy, Task, checkpoint
 from mmcl.errors import ConfigError, RunError
 from mmcl.interrupt import Interrupted
+from mmcl.predict import predict
 from mmcl.strategies import Frozen, MomentumInterpolation, WeightConsolidation, WeightEnsemble, WeightInterpolation
 from mmcl.strategy import DataPass, StepContext
 
@@ -313,3 +314,27 @@ def test_gradients_are_gone_after_training(tmp_path: Path) -> None:
     made = runner(tmp_path)
     made.fit()
     assert all(p.grad is None for p in made.engine.parameters())
+
+
+def test_predictions_are_made_in_the_precision_of_scores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    half = {"precision": "bf16-mixed"}
+    runner(tmp_path, trainer=half).fit()
+
+    def predict_rows(probe: Any, batch: dict[str, Any], outputs: Any) -> list[dict[str, Any]]:
+        return [{"dtype": str(outputs.logits.dtype)} for _ in batch["valid"]]
+
+    monkeypatch.setattr(toy.ErrorProbe, "predict", predict_rows, raising=False)
+    monkeypatch.setattr(toy.ToyData, "_batch", keyed(toy.ToyData._batch))
+    written = predict(runner(tmp_path, trainer=half), "last")
+    rows = [json.loads(line) for file in written for line in file.read_text().splitlines()]
+    assert {row["dtype"] for row in rows} == {"torch.bfloat16"}
+
+
+def keyed(batch: Any) -> Any:
+    """Batches with sample keys."""
+
+    def made(*args: Any, **kwargs: Any) -> dict[str, Any]:
+        found: dict[str, Any] = batch(*args, **kwargs)
+        return {**found, "__key__": [str(i) for i in range(len(found["valid"]))]}
+
+    return made
