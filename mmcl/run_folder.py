@@ -79,7 +79,11 @@ class RunFolder:
                 f"--run_dir {self.path} cannot be made: {error.strerror}; choose another --run_dir"
             ) from error
         lock = self.path / ".lock"
-        with lock.open("a+") as file:
+        try:
+            opened = lock.open("a+")
+        except OSError as error:
+            raise ConfigError(f"{lock} cannot be locked: {error.strerror}; choose another --run_dir") from error
+        with opened as file:
             register_after_fork(file, TextIOWrapper.close)  # else a worker that outlives this process would hold it
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

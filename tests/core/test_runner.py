@@ -167,6 +167,18 @@ def test_a_folder_in_use_is_refused(tmp_path: Path) -> None:
         runner(tmp_path).fit()
 
 
+def test_a_folder_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
+    (tmp_path / ".lock").mkdir()
+    with pytest.raises(ConfigError, match=r"cannot be locked: Is a directory; choose another --run_dir"):
+        runner(tmp_path).fit()
+
+
+def test_a_cadence_below_zero_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="save_every is -1; give 1 or more, or 0 to save between tasks alone"):
+        runner(tmp_path / "run", save_every=-1).fit()
+    assert not (tmp_path / "run").exists()
+
+
 def test_nan_stops_with_task_step_and_checkpoint(tmp_path: Path) -> None:
     with pytest.raises(RunError, match=r"loss is (nan|inf) in task 'first' at step \d+ of 10 .*last good checkpoint"):
         runner(tmp_path, lr=1e30).fit()
