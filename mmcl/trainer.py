@@ -60,7 +60,7 @@ def prepare(trainer: pl.Trainer, has_buffers: bool) -> None:
         raise ConfigError("trainer: max_epochs and max_steps belong to the tasks' budgets; leave them out")
     if trainer.min_epochs or trainer.min_steps:
         raise ConfigError("trainer: with min_epochs or min_steps a run would not heed signals; leave them out")
-    part = trainer.limit_train_batches  # type: ignore[attr-defined]
+    part = trainer.limit_train_batches
     if isinstance(part, int) or part != 1.0:
         raise ConfigError(
             "trainer: with limit_train_batches or overfit_batches a task would see a few batches over and over; leave "
