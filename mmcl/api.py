@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import lightning.pytorch as pl
 
 from mmcl import plugins
 from mmcl import trainer as lightning
-from mmcl.record import describe
+from mmcl.identity import identity
 from mmcl.runner import Runner, RunOptions
 from mmcl.strategy import Strategy
 from mmcl.stream import Stream
@@ -46,16 +47,9 @@ def run(
     """
     data = plugins.load("datamodules", "StreamDataModule")(stream) if isinstance(stream, Stream) else stream
     given = [strategies] if isinstance(strategies, Strategy) else list(strategies)
-    identity = {
-        "seed": seed,
-        "model": describe(module),
-        "strategies": [describe(s) for s in given],
-        "data": {
-            "batch_size": data.batch_size,
-            "tasks": [repr(t) for t in data.stream.tasks],
-            "evals": [repr(e) for e in data.stream.evals],
-            "sources": repr(data.stream.sources),
-        },
-    }
-    kept = RunOptions(run_dir=Path(run_dir), seed=seed, identity=identity, **options)
-    return Runner(data, module, given, trainer or lightning.make(), kept).fit()
+    trainer = trainer or lightning.make()
+    kept = RunOptions(run_dir=Path(run_dir), seed=seed, **options)
+    same = identity(
+        data, module, given, trainer, seed=seed, carry_optimizer=kept.carry_optimizer, init_from=kept.init_from
+    )
+    return Runner(data, module, given, trainer, replace(kept, identity=same)).fit()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import re
+from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -22,6 +23,9 @@ from mmcl.outputs import Weights
 logger = logging.getLogger("mmcl")
 
 FORMAT = "mmcl.checkpoint/1"
+NEWEST, PREVIOUS = "last.ckpt", "previous.ckpt"
+PLAIN = frozenset({bool, int, float, str, bytes, type(None)})
+CONTAINERS = frozenset({dict, OrderedDict, list, tuple, torch.Size})
 RunPhase = Literal["initial", "started", "trained", "ended", "evaluated"]
 
 
@@ -58,18 +62,40 @@ class Progress:
     metrics_offset: int = 0
 
 
-def _write(path: Path, save: Any) -> None:
-    """Run `save(temporary path)` and rename; a failed write leaves nothing and names the reason."""
+def _write(path: Path, save: Any, previous: Path | None = None) -> None:
+    """Run `save(temporary path)` and rename; a failed write leaves nothing and names the reason.
+
+    The file that was there is renamed to `previous`, where that is given.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         save(temporary)
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
+        if previous is not None and path.exists():
+            os.replace(path, previous)
         os.replace(temporary, path)
     except (OSError, RuntimeError) as error:  # torch reports a full disk as RuntimeError
         temporary.unlink(missing_ok=True)
         raise RunError(f"cannot write {path}: {error}; free some space and run the same command again") from error
+
+
+def check_plain(value: Any, where: str) -> None:
+    """Refuse what could be written and not be read again, since `weights_only` takes tensors and plain values alone.
+
+    Raises:
+        RunError: names the type, after `where`.
+    """
+    if isinstance(value, Tensor) or type(value) in PLAIN:
+        return
+    if type(value) not in CONTAINERS:
+        raise RunError(
+            f"{where} holds a {type(value).__name__}, which no checkpoint can; keep tensors, Python's numbers, texts, "
+            "None, and dicts and lists of these"
+        )
+    for inner in (*value.keys(), *value.values()) if isinstance(value, dict) else value:
+        check_plain(inner, where)
 
 
 def save(path: Path, content: Mapping[str, Any], keep_previous: bool = False) -> None:
@@ -83,18 +109,12 @@ def save(path: Path, content: Mapping[str, Any], keep_previous: bool = False) ->
     Raises:
         RunError: the disk is full or not writable; the old file stays usable.
     """
-    previous = path.with_name("previous.ckpt")
-
-    def write(temporary: Path) -> None:
-        torch.save({"format": FORMAT, **content}, temporary)
-        if keep_previous and path.exists():
-            os.replace(path, previous)
-
-    _write(path, write)
+    previous = path.with_name(PREVIOUS) if keep_previous else None
+    _write(path, lambda temporary: torch.save({"format": FORMAT, **content}, temporary), previous)
 
 
-def link(source: Path, target: Path) -> None:
-    """Give a checkpoint a second name without a second copy, where the file system can."""
+def link(source: Path, target: Path, keep_previous: bool = False) -> None:
+    """Give a checkpoint a second name without a second copy, where the file system can; see `save`."""
 
     def write(temporary: Path) -> None:
         temporary.unlink(missing_ok=True)
@@ -103,7 +123,7 @@ def link(source: Path, target: Path) -> None:
         except OSError:
             temporary.write_bytes(source.read_bytes())
 
-    _write(target, write)
+    _write(target, write, target.with_name(PREVIOUS) if keep_previous else None)
 
 
 def load(path: Path) -> dict[str, Any]:
@@ -131,7 +151,7 @@ def load_newest(folder: Path) -> tuple[Path, dict[str, Any]] | None:
         ConfigError: there are checkpoints and none can be read.
     """
     errors: list[str] = []
-    for name in ("last.ckpt", "previous.ckpt"):
+    for name in (NEWEST, PREVIOUS):
         path = folder / name
         if not path.exists():
             continue
@@ -139,13 +159,18 @@ def load_newest(folder: Path) -> tuple[Path, dict[str, Any]] | None:
             return path, load(path)
         except RunError as error:
             errors.append(str(error))
-            if (folder / "previous.ckpt").exists() and name == "last.ckpt":
+            if (folder / PREVIOUS).exists() and name == NEWEST:
                 logger.warning("%s; using the one before it", error)
     if errors:
         kept = ", ".join(sorted(p.name for p in folder.glob("task-*.ckpt")))
         hint = f"copy one of {kept} to last.ckpt there and remove previous.ckpt, or " if kept else ""
         raise ConfigError(f"{'; '.join(errors)}; {hint}choose another --run_dir")
     return None
+
+
+def promote(path: Path) -> None:
+    """Let the checkpoint that a run goes on from be its newest: the next one must not push a broken one before it."""
+    os.replace(path, path.with_name(NEWEST))
 
 
 def progress_of(content: Mapping[str, Any]) -> Progress:

@@ -193,7 +193,9 @@ class MmclCLI(LightningCLI):
             print(dry_run(runner))
             return
         results = runner.fit()
-        if runner.is_main:
+        if runner.is_main and not runner.stream.evals:
+            print(f"{runner.folder.path}: trained; the stream has no evaluation sets, so there are no scores to show")
+        elif runner.is_main:
             print(final_table(Results.from_json(results)))
             print(build_report([runner.folder.path], runner.folder.path))
 

@@ -19,6 +19,7 @@ from mmcl.errors import RunError
 from mmcl.outputs import ANSWERS, ATTACHED, Batch, Forward, Outputs, move
 from mmcl.strategy import ParameterGroup, Stage
 from mmcl.stream import Source, Task
+from mmcl.weights import canonical
 
 
 class Context:
@@ -192,6 +193,7 @@ class Engine(pl.LightningModule):
         self.on_optimizer: Callable[[Optimizer], None] = lambda optimizer: None
         self._context: Context | None = None
         self._stepped = False
+        self._stop = False
         self._counts: list[Tensor] = []
 
     # -- the optimizer -----------------------------------------------------------------------------------------------
@@ -286,12 +288,17 @@ class Engine(pl.LightningModule):
                 f"the loss is {loss} in task '{self.task.name}' at step {self.task_step - (self.step - step)} of "
                 f"{self.task_steps} (step {step} of the run); lower the learning rate or look at the data"
             )
-        if stop:
-            self.trainer.should_stop = True
+        self._stop = self._stop or stop
 
     def settle(self) -> None:
         """Read the message under way, before a checkpoint is written or a segment ends."""
         self._read_pulse()
+        self._stop_if_asked()
+
+    def _stop_if_asked(self) -> None:
+        """Between optimizer steps: the batches of half a step would be seen again by a run that goes on."""
+        if self._stop:
+            self.trainer.should_stop = True
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         if self._counts:
@@ -303,7 +310,7 @@ class Engine(pl.LightningModule):
             return
         assert self._context is not None
         named = self.module.network.named_parameters()
-        self._context.grads = {n: p.grad for n, p in named if p.grad is not None}
+        self._context.grads = {canonical(n): p.grad for n, p in named if p.grad is not None}
         with torch.no_grad():
             for strategy in strategies:
                 strategy.on_gradients(self._context)
@@ -311,6 +318,7 @@ class Engine(pl.LightningModule):
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
         if (batch_idx + 1) % self.trainer.accumulate_grad_batches == 0:
             self.segment_step += 1
+            self._stop_if_asked()
         if self._stepped:
             self._stepped = False
             assert self._context is not None

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from mmcl import distributed
+from mmcl import distributed, seeds
 from mmcl.engine import Engine
 from mmcl.metrics.probes import ProbeResult, build
 from mmcl.outputs import Outputs, move
@@ -57,6 +57,7 @@ def evaluate(
             began = time.perf_counter()
             probes = [build(e, engine.module) for e in group]
             with torch.no_grad():
+                seeds.reseed(engine.seed, "evaluate", group[0].name)
                 for probe in probes:
                     probe.start(encode)
                 looks = any(probe.looks for probe in probes)

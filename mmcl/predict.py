@@ -46,7 +46,12 @@ def _predict(runner: Runner, ckpt_path: str) -> list[Path]:
     runner.load(content, path)
     device = lightning.device(runner.trainer)
     written = []
-    with runner.composition.eval_weights(), runner.engine.evaluating("predict") as encode, torch.no_grad():
+    with (
+        lightning.precision(runner.trainer),
+        runner.composition.eval_weights(),
+        runner.engine.evaluating("predict") as encode,
+        torch.no_grad(),
+    ):
         for evalset in runner.stream.evals:
             probe = build(evalset, runner.module)
             if not hasattr(probe, "predict"):

@@ -113,7 +113,10 @@ class Record:
         if old is None:
             return
         names = {t.name: i for i, t in enumerate(self.stream.tasks)}
-        self.rows = [[float(v) for v in row] for row in old["matrix"]["values"][:rows]] if old["matrix"] else []
+        values = old["matrix"]["values"] if old["matrix"] else []
+        if not self.stream.evals:  # rows without columns, which no matrix holds
+            values = [[] for _ in range(len(old["tasks"]) + 1)]
+        self.rows = [[float(v) for v in row] for row in values[:rows]]
         self.data["run"]["created"] = old["run"]["created"]
         self.data["stream"]["evals"] = old["stream"]["evals"]
         self.data["cells"] = [c for c in old["cells"] if c["row"] < rows]

@@ -9,6 +9,8 @@ import os
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from io import TextIOWrapper
+from multiprocessing.util import register_after_fork
 from pathlib import Path
 from typing import Any
 
@@ -77,7 +79,12 @@ class RunFolder:
                 f"--run_dir {self.path} cannot be made: {error.strerror}; choose another --run_dir"
             ) from error
         lock = self.path / ".lock"
-        with lock.open("a+") as file:
+        try:
+            opened = lock.open("a+")
+        except OSError as error:
+            raise ConfigError(f"{lock} cannot be locked: {error.strerror}; choose another --run_dir") from error
+        with opened as file:
+            register_after_fork(file, TextIOWrapper.close)  # else a worker that outlives this process would hold it
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError as error:
@@ -175,6 +182,9 @@ class MetricsLog:
 
     Every record has ``kind`` (``step``, ``row``, ``segment``) and ``time`` (seconds since the epoch), which is the only
     field that differs between two equal runs.
+
+    Raises:
+        RunError: the file is shorter than the recorded length.
     """
 
     def __init__(self, path: Path, offset: int, enabled: bool = True) -> None:
@@ -183,6 +193,11 @@ class MetricsLog:
         if enabled:
             path.parent.mkdir(parents=True, exist_ok=True)
             with path.open("ab") as file:
+                if file.tell() < offset:
+                    raise RunError(
+                        f"{path} has {file.tell()} bytes, and the checkpoint counts {offset} of it; put it back as it "
+                        "was, or choose another --run_dir"
+                    )
                 file.truncate(offset)
 
     def write(self, kind: str, **record: Any) -> None:

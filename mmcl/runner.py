@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from mmcl import checkpoint
+from mmcl import checkpoint, distributed
 from mmcl import trainer as lightning
 from mmcl.errors import MmclError, RunError
 from mmcl.evaluate import Cell
@@ -49,6 +49,7 @@ class Runner(Training):
         if self.options.init_from is not None and not any(self.folder.checkpoints.glob("*.ckpt")):
             self.load_network(self.options.init_from)
         with self.folder.locked() if self.is_main else nullcontext(), self.flag.watching():
+            self.folder.check_identity(self.options.identity or {})  # again: another run may have ended there just now
             finished = self.folder.read_results()
             if finished is not None and finished["run"]["status"] == "finished":
                 logger.warning(
@@ -70,6 +71,7 @@ class Runner(Training):
 
     def _fit(self) -> dict[str, Any]:
         found = checkpoint.load_newest(self.folder.checkpoints)
+        distributed.barrier()  # none writes there before all have looked
         self.set_up()
         self.foresee()
         if found is None:
@@ -98,6 +100,8 @@ class Runner(Training):
     def _resume(self, path: Path, content: Mapping[str, Any]) -> None:
         progress = checkpoint.progress_of(content)
         self.load(content, path)
+        if self.is_main:
+            checkpoint.promote(path)
         if progress.phase == "started":
             self._check_readers()
         self.metrics = MetricsLog(self.folder.metrics, progress.metrics_offset, self.is_main)

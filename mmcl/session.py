@@ -111,6 +111,9 @@ class Session:
         Raises:
             ConfigError: one line that says what is wrong, where, and what to do.
         """
+        if self.options.save_every < 0:
+            every = self.options.save_every
+            raise ConfigError(f"save_every is {every}; give 1 or more, or 0 to save between tasks alone")
         check(self.composition.strategies, self.module, lightning.facts(self.trainer))
         torch.manual_seed(self.options.seed)  # first values of a head that the stream brings
         self.module.check(self.stream)

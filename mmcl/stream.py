@@ -148,7 +148,7 @@ class Budget:
             return math.ceil(self.samples / batch_size)
         if self.epochs is not None:
             # 1.1 x 100 is a little more than 110 in floating point, which is no further step.
-            return math.ceil(round(self.epochs * own_samples / own_per_batch, 9))
+            return math.ceil(self.epochs * own_samples / own_per_batch * (1 - 1e-12))
         assert self.tokens is not None
         if sample_tokens is None:
             raise ConfigError(

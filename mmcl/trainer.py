@@ -58,6 +58,14 @@ def prepare(trainer: pl.Trainer, has_buffers: bool) -> None:
         raise ConfigError("trainer: max_time and EarlyStopping would end a task early; leave them out")
     if trainer.max_epochs not in (None, -1) or trainer.max_steps != -1:
         raise ConfigError("trainer: max_epochs and max_steps belong to the tasks' budgets; leave them out")
+    if trainer.min_epochs or trainer.min_steps:
+        raise ConfigError("trainer: with min_epochs or min_steps a run would not heed signals; leave them out")
+    part = trainer.limit_train_batches
+    if isinstance(part, int) or part != 1.0:
+        raise ConfigError(
+            "trainer: with limit_train_batches or overfit_batches a task would see a few batches over and over; leave "
+            "them out, and give the tasks smaller budgets"
+        )
     if trainer.accumulate_grad_batches < 1:
         raise ConfigError(f"trainer: accumulate_grad_batches is {trainer.accumulate_grad_batches}; give 1 or more")
     trainer._accelerator_connector.use_distributed_sampler = False

@@ -121,6 +121,7 @@ class Training(Session):
         try:
             lightning.train(self.trainer, self.engine, loader, left)
         finally:
+            self.engine.zero_grad()  # evaluations need the memory
             self.engine.to(lightning.device(self.trainer))  # Lightning leaves it on the CPU
         self._keep_optimizer()
         self.engine.settle()
@@ -138,7 +139,9 @@ class Training(Session):
     def _cut(self, task: Task, sources: Sequence[Source], steps: int) -> None:
         """Between two segments: evaluate on the fixed subsets, let strategies look, ask for sources again."""
         positions = self.data.advance(self.progress.positions, self.data.plan(task, sources), steps)
+        measured = time.perf_counter()
         cells = self._measure("validate")
+        self._began += time.perf_counter() - measured  # no time of training
         scores = {c.evalset: c.result.value for c in cells}
         entry = {"task": task.name, "segment": self.progress.segment, "step": self.engine.step}
         self.record.data["segments"].append({**entry, "task_step": self.engine.task_step, "scores": scores})
@@ -208,22 +211,30 @@ class Training(Session):
                 "progress": checkpoint.progress_dict(self.progress),
                 "seed": self.options.seed,
                 "network": self.module.network.state_dict(),
-                "strategies": {
-                    s.name: {"parameters": s.state_dict(), "state": s.export_state()}
-                    for s in self.composition.strategies
-                },
+                "strategies": {s.name: _kept(s) for s in self.composition.strategies},
                 "optimizer": self.optimizer_state if within else None,
                 "scaler": self.scaler_state,
                 "last_loss": self.engine.last_loss,
                 "figures": {name: float(value) for name, value in self.engine.figures.items()},
             }
             last = self.folder.checkpoints / "last.ckpt"
-            checkpoint.save(last, content, keep_previous=True)
             if keep is not None and self.options.keep_tasks:
-                checkpoint.link(last, self.folder.checkpoints / keep)
+                # First, since the phase that `last` brings is not saved again.
+                checkpoint.save(self.folder.checkpoints / keep, content)
+                checkpoint.link(self.folder.checkpoints / keep, last, keep_previous=True)
+            else:
+                checkpoint.save(last, content, keep_previous=True)
         distributed.barrier()
 
     def _check_finite(self) -> None:
         for name, parameter in self.module.network.named_parameters():
             if not torch.isfinite(parameter).all():
                 raise RunError(f"weight '{name}' is not finite after step {self.engine.step}; not saved")
+
+
+def _kept(strategy: Strategy) -> dict[str, Any]:
+    """What a checkpoint holds of a strategy."""
+    state = strategy.export_state()
+    for name, value in state.items():
+        checkpoint.check_plain(value, f"state '{name}' of strategy '{strategy.name}'")
+    return {"parameters": strategy.state_dict(), "state": state}

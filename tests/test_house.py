@@ -26,8 +26,8 @@ PARTS = {
     "tools": {"archives", "assets", "batch_norm", "collate", "distributed", "plugins", "presets", "seeds", "weights"},
     "strategy": {"contract", "strategy"},
     "runner": {
-        *("api", "checkpoint", "compose", "engine", "evaluate", "foresight", "interrupt", "needs", "progress"),
-        *("reach", "record", "run_folder", "runner", "session", "test_time", "trainer", "training"),
+        *("api", "checkpoint", "compose", "engine", "evaluate", "foresight", "identity", "interrupt", "needs"),
+        *("progress", "reach", "record", "run_folder", "runner", "session", "test_time", "trainer", "training"),
     },
 }
 

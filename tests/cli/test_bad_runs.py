@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tiny
 
 from mmcl.errors import RunError, out_of_memory
 from mmcl.runner import Runner
@@ -35,6 +36,18 @@ def test_a_run_that_was_stopped_before_its_first_row_is_in_nobodys_way(
     answer = mmcl(*command)
     assert answer.code == 0, answer.err
     assert "lr: 0.01" in (workplace / "run" / "config.yaml").read_text()
+
+
+def test_a_stream_without_evaluation_sets_is_trained(mmcl: Mmcl, home: Path, workplace: Path) -> None:
+    settings = tiny.config(home, (2, 2))
+    settings["data"]["stream"]["evals"] = []
+    for task in settings["data"]["stream"]["tasks"]:
+        del task["evaluates"]
+    answer = mmcl("fit", "--config", tiny.write_config(workplace, settings), "--run_dir", "run")
+    assert answer.code == 0, answer.err
+    assert "run: trained; the stream has no evaluation sets" in answer.out
+    assert mmcl("fit", "--config", workplace / "tiny.yaml", "--run_dir", "run").code == 0
+    assert tiny.results(workplace / "run")["run"]["status"] == "finished"
 
 
 def test_memory_that_runs_out(mmcl: Mmcl, home: Path, workplace: Path) -> None:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,7 +21,7 @@ from mmcl.compose import Composition, check, expand
 from mmcl.errors import ConfigError, RunError, near
 from mmcl.outputs import Outputs, by_row
 from mmcl.reach import RunReach
-from mmcl.run_folder import MetricsLog, flatten, write_text
+from mmcl.run_folder import MetricsLog, RunFolder, flatten, write_text
 from mmcl.strategies import LwF, WeightEnsemble
 
 
@@ -247,3 +251,34 @@ def test_records_say_when_they_cannot_be_written(tmp_path: Path) -> None:
         log.write("step")
     with pytest.raises(RunError, match=r"results\.json cannot be written: "):
         write_text(tmp_path / "gone" / "results.json", "{}")
+
+
+HOLDER = """
+import multiprocessing, os, sys, time
+from mmcl.run_folder import RunFolder
+
+def work():
+    print(os.getpid(), flush=True)
+    time.sleep(60)
+
+with RunFolder(sys.argv[1]).locked():
+    multiprocessing.get_context("fork").Process(target=work).start()
+    time.sleep(60)
+"""
+
+
+def test_a_worker_that_outlives_a_killed_run_does_not_hold_its_folder(tmp_path: Path) -> None:
+    """Workers are forked, and look for their parent every few seconds only."""
+    holder = subprocess.Popen([sys.executable, "-c", HOLDER, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+    assert holder.stdout is not None
+    worker = int(holder.stdout.readline())
+    with pytest.raises(ConfigError, match=f"in use by process {holder.pid}"), RunFolder(tmp_path).locked():
+        pass
+    holder.kill()
+    holder.wait()
+    try:
+        with RunFolder(tmp_path).locked():
+            pass
+    finally:
+        os.kill(worker, signal.SIGKILL)
+        holder.stdout.close()

@@ -5,19 +5,25 @@ from __future__ import annotations
 import json
 import os
 import signal
+import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+import toy
 from lightning.pytorch.plugins import MixedPrecision
-from toy import metrics, network, runner, stream
+from torch import nn
+from torch.nn.utils import parametrize
+from toy import Killed, killed_at, metrics, network, runner, same, stream
 
-from mmcl import Strategy
+from mmcl import Strategy, Task, checkpoint
 from mmcl.errors import ConfigError, RunError
 from mmcl.interrupt import Interrupted
+from mmcl.predict import predict
 from mmcl.strategies import Frozen, MomentumInterpolation, WeightConsolidation, WeightEnsemble, WeightInterpolation
-from mmcl.strategy import StepContext
+from mmcl.strategy import DataPass, StepContext
 
 STRATEGIES: dict[str, Any] = {
     "none": lambda: [],
@@ -25,29 +31,6 @@ STRATEGIES: dict[str, Any] = {
     "momentum": lambda: [MomentumInterpolation(decay=0.9)],
     "wise": lambda: [WeightInterpolation(alpha=0.5)],
 }
-
-
-class Killed(Exception):
-    """Stands for the end of the process."""
-
-
-def killed_at(folder: Path, step: int, strategies: list[Strategy], **changes: Any) -> None:
-    """Run until a step happened, then leave as if the process had died: nothing is saved on the way out."""
-    made = runner(folder, strategies, **changes)
-    inner = made.engine.after_step
-
-    def after_step(engine: Any, batch: Any) -> None:
-        inner(engine, batch)
-        if engine.step == step:
-            raise Killed
-
-    made.engine.after_step = after_step
-    with pytest.raises(Killed):
-        made.fit()
-
-
-def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
-    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
 
 
 def test_rows_and_files(tmp_path: Path) -> None:
@@ -140,8 +123,8 @@ def test_frozen_is_measured_and_not_trained(tmp_path: Path) -> None:
 def test_test_reproduces_the_rows(tmp_path: Path) -> None:
     for name, make in STRATEGIES.items():
         rows = runner(tmp_path / name, make()).fit()["matrix"]["values"]
-        for checkpoint, row in (("task-1", rows[1]), ("last", rows[2])):
-            cells = runner(tmp_path / name, make()).test(checkpoint)[""]
+        for name_there, row in (("task-1", rows[1]), ("last", rows[2])):
+            cells = runner(tmp_path / name, make()).test(name_there)[""]
             assert [c.result.value for c in cells] == row
 
 
@@ -182,6 +165,18 @@ def test_another_configuration_is_refused(tmp_path: Path) -> None:
 def test_a_folder_in_use_is_refused(tmp_path: Path) -> None:
     with runner(tmp_path).folder.locked(), pytest.raises(ConfigError, match="is in use by process"):
         runner(tmp_path).fit()
+
+
+def test_a_folder_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
+    (tmp_path / ".lock").mkdir()
+    with pytest.raises(ConfigError, match=r"cannot be locked: Is a directory; choose another --run_dir"):
+        runner(tmp_path).fit()
+
+
+def test_a_cadence_below_zero_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="save_every is -1; give 1 or more, or 0 to save between tasks alone"):
+        runner(tmp_path / "run", save_every=-1).fit()
+    assert not (tmp_path / "run").exists()
 
 
 def test_nan_stops_with_task_step_and_checkpoint(tmp_path: Path) -> None:
@@ -229,6 +224,50 @@ def test_two_claims_are_refused_before_anything_is_written(tmp_path: Path) -> No
     assert not (tmp_path / "run").exists()
 
 
+def test_another_configuration_that_came_first_is_refused(tmp_path: Path) -> None:
+    """Between the look at the folder and its lock another run may have begun there, and ended."""
+    made = runner(tmp_path, lr=2e-2)
+    locked = made.folder.locked
+
+    def late() -> Any:
+        runner(tmp_path).fit()
+        return locked()
+
+    made.folder.locked = late  # type: ignore[method-assign]
+    with pytest.raises(ConfigError, match=r"differs in lr \(0.01 there, 0.02 here\)"):
+        made.fit()
+
+
+class Remembers(Strategy):
+    """Keeps a number of NumPy's, which `weights_only` does not read again."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.add_state("seen", {"count": [0]})
+
+    def on_task_end(self, task: Task, data: DataPass) -> None:
+        self.seen = {"count": [np.float64(1)]}
+
+
+def test_state_that_could_not_be_read_again_is_not_written(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match=r"state 'seen' of strategy 'remembers' holds a float64.*last good checkpoint"):
+        runner(tmp_path, [Remembers()]).fit()
+    assert checkpoint.load(tmp_path / "checkpoints" / "last.ckpt")["progress"]["phase"] == "trained"
+
+
+def test_time_of_training_has_none_of_evaluation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = runner(tmp_path, stream=stream(segment=5))
+    measure, clock = made._measure, [0.0]
+
+    def slow(stage: Any, variant: str = "") -> Any:
+        clock[0] += 100.0
+        return measure(stage, variant)
+
+    monkeypatch.setattr(made, "_measure", slow)
+    monkeypatch.setattr(time, "perf_counter", lambda: clock[0])
+    assert [t["train_seconds"] for t in made.fit()["tasks"]] == [0.0, 0.0]
+
+
 class Gradients(Strategy):
     """Notes the gradients of each step as strategies see them."""
 
@@ -254,3 +293,60 @@ def test_gradients_are_not_scaled_where_strategies_see_them(tmp_path: Path) -> N
         seen[scaler is None] = watch.seen[0]
     for name, gradient in seen[True].items():
         torch.testing.assert_close(seen[False][name], gradient, rtol=0.1, atol=0.05)
+
+
+def test_gradients_have_canonical_names(tmp_path: Path) -> None:
+    """Those under which `weights` and snapshots have them, also where something is attached to a weight that trains."""
+    watch = Gradients()
+    made = runner(tmp_path, [watch])
+    parametrize.register_parametrization(made.module.network[0], "weight", nn.Identity())
+    made.fit()
+    assert watch.seen[0].keys() == dict(toy.ToyModule().network.named_parameters()).keys()
+    assert watch.seen[0].keys() <= watch.weights().keys()
+
+
+@pytest.mark.parametrize(
+    ("setting", "words"),
+    [
+        ({"limit_train_batches": 2}, "a task would see a few batches over and over"),
+        ({"limit_train_batches": 0.5}, "a task would see a few batches over and over"),
+        ({"overfit_batches": 1}, "a task would see a few batches over and over"),
+        ({"min_steps": 9}, "a run would not heed signals"),
+        ({"min_epochs": 1}, "a run would not heed signals"),
+        ({"max_steps": 9}, "belong to the tasks' budgets"),
+    ],
+)
+def test_limits_of_the_trainer_are_refused(tmp_path: Path, setting: dict[str, Any], words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        runner(tmp_path / "run", trainer=setting).fit()
+    assert not (tmp_path / "run").exists()
+
+
+def test_gradients_are_gone_after_training(tmp_path: Path) -> None:
+    made = runner(tmp_path)
+    made.fit()
+    assert all(p.grad is None for p in made.engine.parameters())
+
+
+def test_predictions_are_made_in_the_precision_of_scores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    half = {"precision": "bf16-mixed"}
+    runner(tmp_path, trainer=half).fit()
+
+    def predict_rows(probe: Any, batch: dict[str, Any], outputs: Any) -> list[dict[str, Any]]:
+        return [{"dtype": str(outputs.logits.dtype)} for _ in batch["valid"]]
+
+    monkeypatch.setattr(toy.ErrorProbe, "predict", predict_rows, raising=False)
+    monkeypatch.setattr(toy.ToyData, "_batch", keyed(toy.ToyData._batch))
+    written = predict(runner(tmp_path, trainer=half), "last")
+    rows = [json.loads(line) for file in written for line in file.read_text().splitlines()]
+    assert {row["dtype"] for row in rows} == {"torch.bfloat16"}
+
+
+def keyed(batch: Any) -> Any:
+    """Batches with sample keys."""
+
+    def made(*args: Any, **kwargs: Any) -> dict[str, Any]:
+        found: dict[str, Any] = batch(*args, **kwargs)
+        return {**found, "__key__": [str(i) for i in range(len(found["valid"]))]}
+
+    return made

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from mmcl import Budget, EvalSet, Source, Stream, Task
@@ -55,10 +55,10 @@ def test_budgets_round_up_to_whole_batches(samples: int, batch: int, own: int) -
     assert Budget(tokens=samples).resolve(batch, own, batch, sample_tokens=1) == steps
 
 
-def test_parts_of_an_epoch_are_no_further_step() -> None:
-    """1.1 x 100 is a little more than 110 in floating point."""
-    assert Budget(epochs=1.1).resolve(110, 100, 110) == 1
-    assert Budget(epochs=1.1).resolve(110, 101, 110) == 2
+@given(st.integers(1, 200), st.integers(1, 10**5), st.integers(1, 512))
+@example(11, 100, 10)
+def test_parts_of_an_epoch_have_no_step_by_rounding(tenths: int, own: int, batch: int) -> None:
+    assert Budget(epochs=tenths / 10).resolve(batch, own, batch) == -(-tenths * own // (10 * batch))
 
 
 def test_budgets_are_said_in_full() -> None:

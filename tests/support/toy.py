@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from torch import nn
 
@@ -132,3 +133,26 @@ def metrics(folder: Path) -> list[dict[str, Any]]:
 def network(folder: Path, name: str = "last") -> dict[str, torch.Tensor]:
     content: dict[str, Any] = torch.load(folder / "checkpoints" / f"{name}.ckpt", weights_only=True)
     return content["network"]
+
+
+class Killed(Exception):
+    """Stands for the end of the process."""
+
+
+def killed_at(folder: Path, step: int, strategies: list[Strategy], **changes: Any) -> None:
+    """Run until a step happened, then leave as if the process had died: nothing is saved on the way out."""
+    made = runner(folder, strategies, **changes)
+    inner = made.engine.after_step
+
+    def after_step(engine: Any, batch: Any) -> None:
+        inner(engine, batch)
+        if engine.step == step:
+            raise Killed
+
+    made.engine.after_step = after_step
+    with pytest.raises(Killed):
+        made.fit()
+
+
+def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
