@@ -128,7 +128,7 @@ class BatchDataset(Dataset[dict[str, Any]]):
         try:
             bad: list[list[str]] = []
             random_state = _kept_random_state() if self._augment or self._draws_always else nullcontext()
-            # A loader may be read inside a forward's autocast, which workers inherit; samples are made in full precision.
+            # A loader may be read inside a forward's autocast, which workers inherit; samples take full precision.
             with random_state, torch.autocast("cpu", enabled=False):
                 batch = self._batch([d for d in draws if d.pool not in self._sides], self._labelled, bad)
                 if self._sides:
