@@ -255,6 +255,8 @@ def run_export(run: Path, ckpt_path: str, wanted: Export) -> int:
         raise ConfigError(f"{run} is no run folder: it has no config.yaml")
     cli = type("ExportCLI", (ExportCLI,), {"wanted": wanted})
     arguments = ["--config", str(config), "--run_dir", str(run), "--ckpt_path", ckpt_path, "--trainer.logger", "false"]
+    for key, value in (("devices", "1"), ("num_nodes", "1"), ("strategy", "auto")):  # however many processes trained it
+        arguments += [f"--trainer.{key}", value]
     return run_command("predict", arguments, cli)
 
 
