@@ -299,6 +299,20 @@ def test_a_block_fits_the_positions_that_roberta_really_has(tmp_path: Path) -> N
         tiny_text.masked(model=str(tmp_path), block=20)
 
 
+@pytest.mark.parametrize(("token", "calls"), [("<start>", 1), ("<end>", 1), ("<mask>", 4)])
+def test_generation_ends_at_the_token_that_follows_documents(token: str, calls: int) -> None:
+    module = tiny_text.causal(end_token="<start>")  # the model's own is <end>
+    heard: list[int] = []
+
+    def write(network: Any, given: Any, found: Any) -> None:
+        heard.append(1)
+        found.logits[..., tiny_text.SPECIALS.index(token)] = 100.0
+
+    module.network.register_forward_hook(write)
+    assert module.generate({"text": ["rain"]}, max_new_tokens=4).texts == [""]
+    assert len(heard) == calls
+
+
 # -- GGUF ------------------------------------------------------------------------------------------------------------
 
 
