@@ -134,6 +134,9 @@ class MmclCLI(LightningCLI):
             super().parse_arguments(parser, args)
         except ParserError as error:
             raise ConfigError(reword(str(error), configs, options, flags)) from error
+        seed = self.config[command].seed_everything
+        if not 0 <= seed < 2**32:
+            raise ConfigError(f"seed_everything is {seed}; it must be a whole number from 0 to {2**32 - 1}")
 
     def instantiate_classes(self) -> None:
         """Build everything; what a constructor refuses is refused in one line."""
