@@ -120,7 +120,7 @@ class CausalLMModule(_LanguageModule):
     def _ends(self) -> list[int]:
         """What ends a text: the token that follows documents, and what the model's own settings name."""
         live: Any = self.network
-        own = getattr(live.generation_config, "eos_token_id", None)
-        named = own if isinstance(own, list) else [own]
+        own: Any = getattr(live.generation_config, "eos_token_id", None)
+        named: list[int] = own if isinstance(own, list) else [own]
         known = self.tokenizer.added_tokens_decoder  # of another tokenizer it may be an ordinary token
         return sorted({self.packing.end, *(i for i in named if i in known)})
