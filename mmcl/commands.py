@@ -134,6 +134,9 @@ class MmclCLI(LightningCLI):
             super().parse_arguments(parser, args)
         except ParserError as error:
             raise ConfigError(reword(str(error), configs, options, flags)) from error
+        seed = self.config[command].seed_everything
+        if not 0 <= seed < 2**32:
+            raise ConfigError(f"seed_everything is {seed}; it must be a whole number from 0 to {2**32 - 1}")
 
     def instantiate_classes(self) -> None:
         """Build everything; what a constructor refuses is refused in one line."""
@@ -257,6 +260,8 @@ def run_export(run: Path, ckpt_path: str, wanted: Export) -> int:
         raise ConfigError(f"{run} is no run folder: it has no config.yaml")
     cli = type("ExportCLI", (ExportCLI,), {"wanted": wanted})
     arguments = ["--config", str(config), "--run_dir", str(run), "--ckpt_path", ckpt_path, "--trainer.logger", "false"]
+    for key, value in (("devices", "1"), ("num_nodes", "1"), ("strategy", "auto")):  # however many processes trained it
+        arguments += [f"--trainer.{key}", value]
     return run_command("predict", arguments, cli)
 
 

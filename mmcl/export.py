@@ -75,10 +75,11 @@ def _write(runner: Runner, path: Path, content: Mapping[str, Any], wanted: Expor
     left_out = {s.title: s.unexported for s in runner.composition.strategies if s.unexported}
     for title, what in left_out.items():
         logger.warning("%s: the %s stay in the checkpoint; the folder holds the network without them", title, what)
-    temporary = wanted.to.with_name(f".{wanted.to.name}.partial")
+    to = wanted.to.resolve()  # `.` has no name
+    temporary = to.with_name(f".{to.name}.partial")
     shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
     try:
+        temporary.mkdir(parents=True)
         with runner.composition.eval_weights(wanted.variant), runner.engine.evaluation_mode():
             runner.module.export(temporary, form)
         record = {
@@ -92,9 +93,12 @@ def _write(runner: Runner, path: Path, content: Mapping[str, Any], wanted: Expor
             "mmcl": versions()["mmcl"],
         }
         (temporary / RECORD).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-        if wanted.to.exists():
-            wanted.to.rmdir()
-        temporary.rename(wanted.to)
+        if not to.exists():
+            temporary.rename(to)
+        for file in temporary.iterdir() if temporary.exists() else ():  # the empty folder may be the working one
+            file.rename(to / file.name)
+    except OSError as error:
+        raise ConfigError(f"--to {wanted.to}: it cannot be written: {error.strerror or error}") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return wanted.to

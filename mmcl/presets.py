@@ -116,6 +116,9 @@ def default_run_dir(arguments: list[str]) -> tuple[Path, list[str]]:
 
     Returns:
         The folder, and the arguments without `--run_dir`.
+
+    Raises:
+        ConfigError: `--run_dir` without a folder.
     """
     rest: list[str] = []
     folder: Path | None = None
@@ -124,7 +127,10 @@ def default_run_dir(arguments: list[str]) -> tuple[Path, list[str]]:
     for item in items:
         name, equals, value = item.partition("=")
         if name == "--run_dir":
-            folder = Path(value if equals else next(items, ""))
+            value = value if equals else next(items, "")
+            if not value or (not equals and value.startswith("--")):
+                raise ConfigError("--run_dir has no value; give it one, as in --run_dir=runs/NAME")
+            folder = Path(value)
             continue
         rest.append(item)
         if name in ("--config", "-c") and config is None:

@@ -179,6 +179,7 @@ KINDS = {
     "NoneType": "null",
     "Sequence": "a list",
     "list": "a list",
+    "tuple": "a list",
 }
 
 

@@ -23,6 +23,8 @@ from mmcl.outputs import Batch
 
 KINDS = {"wav2vec2": "Wav2Vec2ForCTC", "hubert": "HubertForCTC"}
 EPSILON = 1e-7
+SPARE = "masked_spec_embed"
+"""The vector of masked frames. Nothing is masked here, and files of published recognisers lack it."""
 
 
 class WaveCTC(CTCRecogniser):
@@ -86,13 +88,13 @@ class WaveCTC(CTCRecogniser):
             found, network = read_weights(file), self.source.build(self.kind)
             if any(name[-26:] == "pos_conv_embed.conv.weight" for name in found):
                 speech_network.fold_weight_norm(network)
-            fill(network, found, file, self.source.model)
+            fill(network, found, file, self.source.model, SPARE)
         elif self.trained or random_init or self.source.place is None:
-            network = self.source.create(self.kind, checkpoint, random_init)
+            network = self.source.create(self.kind, checkpoint, random_init, SPARE)
         else:
             network = self.source.build(self.kind)
             whole: Any = network
-            setattr(network, whole.base_model_prefix, self.source.create(transformers.AutoModel))
+            setattr(network, whole.base_model_prefix, self.source.create(transformers.AutoModel, spare=SPARE))
             whole.lm_head = self.new_head(self.source.config.hidden_size)
         return speech_network.fold_weight_norm(network)
 

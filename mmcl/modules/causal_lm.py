@@ -107,7 +107,7 @@ class CausalLMModule(_LanguageModule):
             seen = (torch.arange(longest) >= longest - lengths).long()
         else:
             ids, seen = batch["input_ids"], torch.ones_like(batch["input_ids"])
-        options = {"do_sample": False, "pad_token_id": self.padding, **options}
+        options = {"do_sample": False, "pad_token_id": self.padding, "eos_token_id": self._ends(), **options}
         with torch.no_grad():
             found = network.generate(
                 input_ids=ids.to(network.device),
@@ -116,3 +116,11 @@ class CausalLMModule(_LanguageModule):
                 **options,
             )
         return Outputs(texts=self.tokenizer.batch_decode(found[:, ids.shape[1] :], skip_special_tokens=True))
+
+    def _ends(self) -> list[int]:
+        """What ends a text: the token that follows documents, and what the model's own settings name."""
+        live: Any = self.network
+        own: Any = getattr(live.generation_config, "eos_token_id", None)
+        named: list[int] = own if isinstance(own, list) else [own]
+        known = self.tokenizer.added_tokens_decoder  # of another tokenizer it may be an ordinary token
+        return sorted({self.packing.end, *(i for i in named if i in known)})

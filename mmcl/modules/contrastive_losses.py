@@ -124,16 +124,15 @@ class ClassTextCrossEntropy(Objective):
 
     def terms(self, outputs: Outputs, batch: Batch) -> dict[str, Tensor]:
         assert outputs.logits is not None and outputs.targets is not None
-        logits, targets = outputs.logits, outputs.targets
-        if "valid" not in batch:
-            return {"cross_entropy_loss": F.cross_entropy(logits, targets, label_smoothing=self.label_smoothing)}
-        targets = targets.masked_fill(~batch["valid"], IGNORED)
-        loss = F.cross_entropy(logits, targets, label_smoothing=self.label_smoothing, reduction="sum")
-        return {"cross_entropy_loss": loss * share_of_valid(batch["valid"])}
+        valid = self.counted(outputs, batch)  # also where all rows count: those of another process may not
+        targets = outputs.targets.masked_fill(~valid, IGNORED)
+        loss = F.cross_entropy(outputs.logits, targets, label_smoothing=self.label_smoothing, reduction="sum")
+        return {"cross_entropy_loss": loss * share_of_valid(valid)}
 
     def counted(self, outputs: Outputs, batch: Batch) -> Tensor:
         """Rows with a label."""
-        valid: Tensor = batch["labels"] != IGNORED
+        assert outputs.targets is not None
+        valid = outputs.targets != IGNORED
         return valid & batch["valid"] if "valid" in batch else valid
 
 

@@ -64,13 +64,16 @@ class HFSource:
             raise ConfigError(f"model '{self.model}': transformers cannot build it: {line(error)}") from error
         return network.float()
 
-    def create(self, kind: Any, checkpoint: str | None = None, random_init: bool = False) -> nn.Module:
+    def create(
+        self, kind: Any, checkpoint: str | None = None, random_init: bool = False, spare: str | None = None
+    ) -> nn.Module:
         """The network with the weights that were asked for, in float32.
 
         Args:
             kind: the model class, or one of transformers' ``AutoModel...`` classes.
             checkpoint: file of weights, in place of those of the folder.
             random_init: no weights at all.
+            spare: end of the names of weights that the network is not called with; files may lack them.
 
         Raises:
             ConfigError: the arguments contradict each other, or weights are missing or of another architecture.
@@ -81,7 +84,7 @@ class HFSource:
             network = self.build(kind)
             if checkpoint:
                 file = Path(checkpoint).expanduser()
-                fill(network, read_weights(file), file, self.model)
+                fill(network, read_weights(file), file, self.model, spare)
             return network
         if self.place is None:
             raise ConfigError(
@@ -100,7 +103,7 @@ class HFSource:
         except FAULTS as error:
             raise ConfigError(f"model '{self.model}' cannot be loaded: {line(error)}") from error
         network, report = loaded
-        self._check(report)
+        self._check(report, spare)
         return self._plain(kind, network) if self.gguf else network.float()
 
     def _plain(self, kind: Any, network: Any) -> nn.Module:
@@ -110,9 +113,10 @@ class HFSource:
         plain.generation_config = network.generation_config
         return plain  # type: ignore[no-any-return]
 
-    def _check(self, report: Any) -> None:
+    def _check(self, report: Any, spare: str | None) -> None:
         """Transformers fills weights that are missing at random and only warns."""
-        missing, misfits = sorted(report["missing_keys"]), sorted(str(k) for k in report["mismatched_keys"])
+        missing = sorted(key for key in report["missing_keys"] if spare is None or not key.endswith(spare))
+        misfits = sorted(str(k) for k in report["mismatched_keys"])
         if missing or misfits:
             what = f"has no '{missing[0]}'" if missing else f"does not fit at {misfits[0]}"
             more = len(missing) + len(misfits) - 1

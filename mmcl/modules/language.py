@@ -60,11 +60,11 @@ class _LanguageModule(Module):
         if block - self.specials < 2:
             raise ConfigError(f"{title}: block is {block}; it must be {self.specials + 2} or more")
         self.source = hf_source.find(model)
-        longest = getattr(self.source.config, "max_position_embeddings", None)
-        if longest is not None and block > longest:
-            raise ConfigError(f"{title}: block is {block}, but model '{model}' reads {longest} tokens at most")
         self.tokenizer = load_tokenizer(self.source, tokenizer)
         self.network = self.source.create(self.kind, checkpoint, random_init).train()
+        longest = _longest(self.network)
+        if longest is not None and block > longest:
+            raise ConfigError(f"{title}: block is {block}, but model '{model}' reads {longest} tokens at most")
         self.block = self.sample_tokens = block
         self.packing = TextPacking(self.tokenizer, block - self.specials, self._end(end_token))
         self.padding = int(self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else self.packing.end)
@@ -139,3 +139,12 @@ class _LanguageModule(Module):
             plain.generation_config = live.generation_config
         plain.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
+
+
+def _longest(network: Any) -> int | None:
+    """Tokens that a model has positions for; None where it does not say."""
+    longest: int | None = getattr(network.config, "max_position_embeddings", None)
+    for name, layer in network.named_modules():
+        if name.endswith("position_embeddings") and getattr(layer, "padding_idx", None) is not None:
+            return int(layer.num_embeddings) - int(layer.padding_idx) - 1  # RoBERTa and its kin count from there
+    return longest

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from mmcl.collate import collate
-from mmcl.modules.mllm_pictures import GRIDS, KEYS, TILES
+from mmcl.modules.mllm_pictures import GRIDS, KEYS, SPANS, TILES
 from mmcl.modules.objectives import IGNORED
 from mmcl.outputs import Batch
 
@@ -61,6 +61,8 @@ def pictures(batch: Batch, kind: str, image_token: int, input_ids: Tensor) -> di
         given = {key: _by_row(value, batch["pixel_counts"]) for key, value in given.items()}
     if kind in GRIDS and given:
         given["mm_token_type_ids"] = (input_ids == image_token).int()
+    if kind in SPANS and given:
+        given["token_type_ids"] = (input_ids == image_token).long()
     return given
 
 

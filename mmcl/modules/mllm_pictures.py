@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,6 +17,8 @@ from mmcl.modules.places import line
 
 GRIDS = ("qwen2_vl", "qwen2_5_vl")
 TILES = ("idefics3", "smolvlm")
+SPANS = ("gemma3",)
+"""Kinds whose tokens of one picture see each other in both directions."""
 KEYS = ("pixel_values", "pixel_attention_mask", "image_grid_thw")
 """What pictures are in a batch: all rows' images, tiles or patches one after another."""
 
@@ -84,6 +87,7 @@ def find(source: HFSource, beside: HFSource | None, network: nn.Module, token: s
         ConfigError: the image processor is missing, damaged, or of another model.
     """
     config = source.config
+    _check_kind(source, network)
     try:
         processor = standard(config) if beside is None else beside.part(transformers.AutoImageProcessor, "processor")
     except FAULTS as error:
@@ -119,6 +123,16 @@ def standard(config: Any) -> Any:
     if "siglip" in vision.model_type:
         return transformers.SiglipImageProcessor(size={"height": size, "width": size})
     return transformers.CLIPImageProcessor(size={"shortest_edge": size}, crop_size={"height": size, "width": size})
+
+
+def _check_kind(source: HFSource, network: nn.Module) -> None:
+    """Refuse kinds that must be told of each token what it is, but for those that `mllm_batch.pictures` tells it."""
+    told = sorted({"token_type_ids", "mm_token_type_ids"} & inspect.signature(network.forward).parameters.keys())
+    if told and source.config.model_type not in (*GRIDS, *SPANS):
+        raise ConfigError(
+            f"model '{source.model}' is a {source.config.model_type}, which needs {told[0]}; MLLMModule gives them to "
+            f"{', '.join((*GRIDS, *SPANS))} alone"
+        )
 
 
 def _check_grid(source: HFSource, processor: Any) -> None:

@@ -48,7 +48,7 @@ def read_weights(file: Path) -> dict[str, Tensor]:
     return {k: v.float() if v.is_floating_point() else v for k, v in tensors.items()}
 
 
-def fill(network: nn.Module, weights: Mapping[str, Tensor], file: Path, model: str) -> None:
+def fill(network: nn.Module, weights: Mapping[str, Tensor], file: Path, model: str, spare: str | None = None) -> None:
     """Fill a network; every tensor must be there and fit. Tied weights may be named once.
 
     Args:
@@ -56,6 +56,7 @@ def fill(network: nn.Module, weights: Mapping[str, Tensor], file: Path, model: s
         weights: by name.
         file: for messages.
         model: the architecture's name, for messages.
+        spare: end of the names of weights that the network is not called with; the file may lack them.
 
     Raises:
         ConfigError: the weights are of another architecture; names the first tensor that differs.
@@ -66,6 +67,8 @@ def fill(network: nn.Module, weights: Mapping[str, Tensor], file: Path, model: s
     for name, tensor in expected.items():
         if name not in whole and tensor.data_ptr() in shared:
             whole[name] = shared[tensor.data_ptr()]
+        elif name not in whole and spare is not None and name.endswith(spare):
+            whole[name] = tensor
     found = difference(expected, whole)
     if found:
         raise ConfigError(f"checkpoint '{file}' is of another architecture than '{model}': {found}")

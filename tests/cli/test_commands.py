@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import tiny
+import yaml
 from safetensors.torch import load_file
 
 import mmcl as package
@@ -200,3 +201,23 @@ def test_export_gives_the_weights_that_were_measured(mmcl: Mmcl, copy: Path, tmp
         assert refused.code == 2 and message in refused.err, refused.err
         assert not (tmp_path / "other").exists()
     assert "is no run folder" in mmcl("export", tmp_path, "--to", tmp_path / "other").err
+
+
+def test_what_several_processes_trained_is_exported_by_one(mmcl: Mmcl, copy: Path, tmp_path: Path) -> None:
+    file = copy / "config.yaml"
+    content = yaml.safe_load(file.read_text())
+    content["trainer"] |= {"devices": 2, "strategy": "ddp"}
+    file.write_text(yaml.safe_dump(content))
+    assert mmcl("export", copy, "--to", tmp_path / "out", "--format", "safetensors").code == 0
+    assert load_file(tmp_path / "out" / "model.safetensors").keys() == tiny.network(copy, "task-2").keys()
+
+
+def test_an_export_goes_to_the_working_folder_or_says_why_not(
+    mmcl: Mmcl, copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    assert mmcl("export", copy, "--to", ".", "--format", "safetensors").code == 0
+    assert {p.name for p in Path().iterdir()} == {"model.safetensors", "export.json"}
+    refused = mmcl("export", copy, "--to", "export.json/out")
+    assert refused.code == 2 and "--to export.json/out: it cannot be written: Not a directory" in refused.err

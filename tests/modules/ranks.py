@@ -11,7 +11,7 @@ from mmcl import distributed
 from mmcl.modules.contrastive_losses import ClassTextCrossEntropy, Contrastive
 from mmcl.outputs import Batch, Outputs
 
-CASES = ["clip", "siglip", "classes"]
+CASES = ["clip", "siglip", "classes", "unlabelled"]
 
 
 def gradients(case: str, padded: bool, rank: int, world: int) -> list[Tensor]:
@@ -21,6 +21,8 @@ def gradients(case: str, padded: bool, rank: int, world: int) -> list[Tensor]:
     weights = [torch.randn(5, 4, generator=generator).requires_grad_() for _ in range(2)]
     scalars = [torch.tensor(value, requires_grad=True) for value in (3.0, -1.0)]
     labels, classes = torch.randint(3, (8,), generator=generator), torch.randn(3, 4, generator=generator)
+    if case == "unlabelled":  # all of them in the second process
+        labels[5:7] = -100
     valid = torch.tensor([1, 1, 1, 1, 1, 1, 0, 0], dtype=torch.bool)
     if world == 1 and padded:  # the truth: no padding at all
         data, labels, padded = {k: v[:6] for k, v in data.items()}, labels[:6], False
@@ -29,7 +31,7 @@ def gradients(case: str, padded: bool, rank: int, world: int) -> list[Tensor]:
     outputs = Outputs(features, logit_scale=scalars[0], targets=labels[part], extra={"logit_bias": scalars[1]})
     outputs.logits = scalars[0] * features["image"] @ classes.T + scalars[1] * features["text"][:, :3]
     batch: Batch = {"valid": valid[part]} if padded else {}
-    objective = ClassTextCrossEntropy() if case == "classes" else Contrastive(case)  # type: ignore[arg-type]
+    objective = Contrastive(case) if case in ("clip", "siglip") else ClassTextCrossEntropy()  # type: ignore[arg-type]
     [loss] = objective.terms(outputs, batch).values()
     found = torch.autograd.grad(loss, [*weights, *scalars])
     return [distributed.mean(x) for x in (loss.detach(), *found)]

@@ -8,8 +8,10 @@ from pathlib import Path
 import pytest
 import tiny_asr
 import torch
+from safetensors.torch import load_file, save_file
 from tiny_asr import EN, ES, TEXTS, batch_of
 
+from mmcl.errors import ConfigError
 from mmcl.modules.asr import ASRModule
 
 # -- export --------------------------------------------------------------------------------------------------------
@@ -82,3 +84,21 @@ def test_a_checkpoint_fills_the_network(tmp_path: Path) -> None:
         again = ASRModule(f"local-dir:{tmp_path / family}", checkpoint=file).eval()
         batch = batch_of(module, TEXTS)
         assert torch.equal(again(batch).logits, module(batch).logits)
+
+
+@pytest.mark.parametrize("checkpoint", [False, True])
+def test_a_published_recogniser_may_lack_the_vector_of_masked_frames(tmp_path: Path, checkpoint: bool) -> None:
+    module = tiny_asr.module("wav2vec2").eval()
+    module.export(tmp_path, "transformers")
+    file = tmp_path / "model.safetensors"
+    content = load_file(file)
+    del content["wav2vec2.masked_spec_embed"]  # as of facebook/wav2vec2-base-960h
+    save_file(content, file, {"format": "pt"})
+    settings = {"checkpoint": str(file)} if checkpoint else {}
+    again = ASRModule(f"local-dir:{tmp_path}", **settings).eval()
+    batch = batch_of(module, TEXTS)
+    torch.testing.assert_close(again(batch).logits, module(batch).logits)
+    del content["wav2vec2.encoder.layer_norm.bias"]
+    save_file(content, file, {"format": "pt"})
+    with pytest.raises(ConfigError, match=r"layer_norm\.bias"):
+        ASRModule(f"local-dir:{tmp_path}", **({"checkpoint": str(file)} if checkpoint else {}))

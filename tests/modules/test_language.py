@@ -13,6 +13,7 @@ import pytest
 import tiny_text
 import torch
 from torch import Tensor
+from transformers import RobertaConfig
 
 from mmcl import weights
 from mmcl.errors import ConfigError
@@ -285,6 +286,31 @@ def test_arguments_are_checked() -> None:
         tiny_text.causal(end_token="<eot>")
     with pytest.raises(ConfigError, match="share is 1"):
         tiny_text.masked(share=1)
+
+
+def test_a_block_fits_the_positions_that_roberta_really_has(tmp_path: Path) -> None:
+    tiny_text.write_model(tmp_path, "masked")
+    sizes = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = RobertaConfig(vocab_size=len(tiny_text.tokenizer()), pad_token_id=0, max_position_embeddings=20, **sizes)
+    config.save_pretrained(tmp_path)
+    module = tiny_text.masked(model=str(tmp_path), block=19)
+    module(module.collate([{"__key__": "", **module.transform({"tokens": [9] * 18, "bytes": [1] * 18}, False)}]))
+    with pytest.raises(ConfigError, match=r"block is 20, but model .* reads 19 tokens at most"):
+        tiny_text.masked(model=str(tmp_path), block=20)
+
+
+@pytest.mark.parametrize(("token", "calls"), [("<start>", 1), ("<end>", 1), ("<mask>", 4)])
+def test_generation_ends_at_the_token_that_follows_documents(token: str, calls: int) -> None:
+    module = tiny_text.causal(end_token="<start>")  # the model's own is <end>
+    heard: list[int] = []
+
+    def write(network: Any, given: Any, found: Any) -> None:
+        heard.append(1)
+        found.logits[..., tiny_text.SPECIALS.index(token)] = 100.0
+
+    module.network.register_forward_hook(write)
+    assert module.generate({"text": ["rain"]}, max_new_tokens=4).texts == [""]
+    assert len(heard) == calls
 
 
 # -- GGUF ------------------------------------------------------------------------------------------------------------

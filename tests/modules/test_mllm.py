@@ -12,6 +12,7 @@ import pytest
 import tiny
 import tiny_mllm
 import torch
+import transformers
 from torch import Tensor
 
 from mmcl import weights
@@ -303,3 +304,35 @@ def test_exported_folder_is_read_by_transformers(kind: str, tmp_path: Path) -> N
     assert done.returncode == 0, done.stderr[-2000:]
     again = MLLMModule(str(folder))
     assert weights.read(again.network).keys() == weights.read(module.network).keys()
+
+
+def other_kind(folder: Path, make: Any, text: str, **settings: Any) -> Path:
+    """A tiny model of a kind that has no case of its own."""
+    known = tiny_mllm.tokenizer()
+    known.chat_template = tiny_mllm.CHAT
+    size = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
+    words = {**size, "vocab_size": len(known), "head_dim": 8, "num_key_value_heads": 2, "model_type": text}
+    sees = {**size, "image_size": 16, "patch_size": 4, "projection_dim": 16, "model_type": "siglip_vision_model"}
+    image = known.convert_tokens_to_ids(tiny_mllm.IMAGE)
+    make(text_config=words, vision_config=sees, image_token_id=image, **settings).save_pretrained(folder)
+    known.save_pretrained(folder)
+    return folder
+
+
+def test_the_tokens_of_a_picture_see_each_other_in_gemma(tmp_path: Path) -> None:
+    folder = other_kind(tmp_path, transformers.Gemma3Config, "gemma3_text", mm_tokens_per_image=4)
+    torch.manual_seed(0)
+    module = MLLMModule(str(folder), random_init=True).eval()
+    batch = module.collate(rows(module, 1))
+    spans = (batch["input_ids"] == module.image_token).long()
+    assert spans.sum() == 4
+    given = {"input_ids": batch["input_ids"], "pixel_values": batch["pixel_values"], "token_type_ids": spans}
+    with torch.no_grad():
+        expected = module.network(**given).logits[:, batch["answer_start"] :]
+        torch.testing.assert_close(module(batch).logits, expected, rtol=0, atol=1e-6)
+
+
+def test_a_model_that_must_be_told_what_each_token_is(tmp_path: Path) -> None:
+    folder = other_kind(tmp_path, transformers.PaliGemmaConfig, "gemma", projection_dim=16)
+    with pytest.raises(ConfigError, match="is a paligemma, which needs token_type_ids"):
+        MLLMModule(str(folder), random_init=True)
