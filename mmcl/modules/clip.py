@@ -23,7 +23,7 @@ from mmcl.schedule import Schedule
 from mmcl.stream import Task
 
 MAX_LOGIT_SCALE = math.log(100)
-"""Upper bound of the learned temperature, as CLIP was trained."""
+"""Upper bound of the learned temperature, as CLIP was trained; one that is pretrained above it stays its own bound."""
 AUGMENT = ImageAugment()
 
 
@@ -48,7 +48,8 @@ class CLIPModule(Module):
         optimizer: takes parameter groups and returns an optimizer, in place of AdamW.
         channels_last: memory format of the images and of the network; faster for convolutional towers.
 
-    Weights are float32; mixed precision is the Trainer's. Training clamps the logit scale to at most 100.
+    Weights are float32; mixed precision is the Trainer's. Training clamps the logit scale to at
+    most 100, or what it is pretrained to where that is more.
     """
 
     provides = frozenset({"features", "features.image", "features.text", "logits", "logit_scale", "sites.linear"})
@@ -88,6 +89,8 @@ class CLIPModule(Module):
         self.trainable = frozenset(trainable)
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
         self.network = self._formatted(self.source.create(pretrained, checkpoint, random_init))
+        scale: Any = self.network.logit_scale
+        self._largest_scale = max(MAX_LOGIT_SCALE, scale.item())  # published SigLIPs have some 117
         visual: Any = self.network.visual
         self.samples = SampleTransform(visual.preprocess_cfg, augment, self.source.tokenizer())
         self.pixel_statistics = (visual.preprocess_cfg["mean"], visual.preprocess_cfg["std"])
@@ -206,7 +209,7 @@ class CLIPModule(Module):
         scale = self.network.logit_scale
         assert isinstance(scale, Tensor)
         if scale.requires_grad:
-            scale.clamp_(0, MAX_LOGIT_SCALE)
+            scale.clamp_(0, self._largest_scale)
 
     def lr_scale(self, name: str) -> float:
         return self._scales.get(canonical(name), 1.0)

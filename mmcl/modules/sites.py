@@ -20,13 +20,14 @@ ROLES = {
     "key": r"(k|k_proj|key|to_k|k_proj_weight)",
     "value": r"(v|v_proj|value|to_v|v_proj_weight)",
     "mlp_in": r"(c_fc|fc1|fc1_g|fc1_x|w1|w2|gate_proj|up_proj|intermediate\.dense|intermediate_dense)",
-    "mlp_out": r"(c_proj|fc2|w3|down_proj|mlp\.proj|output_dense)",
-    "out": r"(out_proj|o_proj|to_out|attn\.proj|attn_pool\.proj|attention\.output\.dense)",
+    "mlp_out": r"((?<!attn\.)c_proj|fc2|w3|down_proj|mlp\.proj|output_dense)",
+    "out": r"(out_proj|o_proj|to_out|attn\.proj|attn_pool\.proj|attn\.c_proj|attention\.output\.dense)",
 }
 """Role -> how the layer is called by open_clip, timm and transformers; the first that fits at the end of a name."""
 BARE = ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight")
 """Weights that attention layers hold without a layer of their own."""
-PACKED = {"qkv": ("query", "key", "value"), "kv": ("key", "value"), "in_proj_weight": ("query", "key", "value")}
+PACKED = {"qkv": ("query", "key", "value"), "kv": ("key", "value")}
+PACKED |= dict.fromkeys(("in_proj_weight", "c_attn"), PACKED["qkv"])
 
 
 class RowDeltas(nn.Module):
@@ -34,15 +35,19 @@ class RowDeltas(nn.Module):
 
     The deltas belong to the strategy that attached them: they are held without registration, so that they are neither
     in the network's state nor among its parameters.
+
+    Args:
+        transposed: whether the weight's columns are its rows, (in, out).
     """
 
-    def __init__(self) -> None:
+    def __init__(self, transposed: bool = False) -> None:
         super().__init__()
+        self.transposed = transposed
         self.held: list[tuple[int, int, Callable[[], Tensor]]] = []
 
     def forward(self, weight: Tensor) -> Tensor:
         """The weight with all deltas added."""
-        flat = weight.flatten(1)
+        flat = weight.t() if self.transposed else weight.flatten(1)
         changes: dict[tuple[int, int], Tensor] = {}
         for start, stop, delta in self.held:
             change = delta().to(weight.dtype)
@@ -54,7 +59,8 @@ class RowDeltas(nn.Module):
             parts += [flat[done:start], flat[start:stop] + change]
             done = stop
         parts = [part for part in (*parts, flat[done:]) if len(part)]
-        return _shaped(torch.cat(parts) if len(parts) > 1 else parts[0], weight)
+        whole = torch.cat(parts) if len(parts) > 1 else parts[0]
+        return whole.t().contiguous() if self.transposed else _shaped(whole, weight)
 
 
 def _shaped(flat: Tensor, weight: Tensor) -> Tensor:
@@ -78,7 +84,8 @@ class LinearSite:
     def __init__(
         self, module: nn.Module, attribute: str, path: str, rows: tuple[int, int], tower: str, role: str
     ) -> None:
-        weight: Tensor = getattr(module, attribute)
+        self._transposed = _is_transposed(module)
+        weight: Tensor = self._by_rows(getattr(module, attribute))
         whole = rows == (0, weight.shape[0])
         self.name = f"{path}.{attribute}" if whole else f"{path}.{attribute}[{rows[0]}:{rows[1]}]"
         self.tower = tower
@@ -100,7 +107,7 @@ class LinearSite:
             raise RunError(f"site '{self.name}': delta() is {tuple(delta().shape)}, the weight's rows are {self.shape}")
         deltas = self._deltas()
         if deltas is None:
-            deltas = RowDeltas()
+            deltas = RowDeltas(self._transposed)
             parametrize.register_parametrization(self._module, self._attribute, deltas)
         deltas.held.append((*self._rows, delta))
         self._own.append(delta)
@@ -113,7 +120,7 @@ class LinearSite:
     def rows(self) -> Tensor:
         """The weight's rows without what is attached: a live view, (out, in)."""
         start, stop = self._rows
-        return self._raw().detach()[start:stop].view(self.shape)
+        return self._by_rows(self._raw().detach())[start:stop].view(self.shape)
 
     @torch.no_grad()
     def fold(self) -> None:
@@ -134,6 +141,9 @@ class LinearSite:
         if not deltas.held:
             parametrize.remove_parametrizations(self._module, self._attribute, leave_parametrized=False)
 
+    def _by_rows(self, weight: Tensor) -> Tensor:
+        return weight.t() if self._transposed else weight
+
     def _deltas(self) -> RowDeltas | None:
         if not parametrize.is_parametrized(self._module, self._attribute):
             return None
@@ -152,8 +162,8 @@ class LinearSite:
 def linear_sites(network: nn.Module, tower: Callable[[str], str | None]) -> list[Site]:
     """Sites of all linear weights in attention, MLPs and projection layers, in the network's order.
 
-    Convolutions of one place (1 x 1) are linear layers, as of the MLPs of ConvNeXt; others and bare projection tensors
-    (``visual.proj``) are not.
+    Convolutions of one place (1 x 1) are linear layers, as of the MLPs of ConvNeXt, and so are GPT-2's, whose
+    weights are (in, out); others and bare projection tensors (``visual.proj``) are not.
 
     Args:
         network: with open_clip's, timm's or transformers' layers.
@@ -172,17 +182,19 @@ def linear_sites(network: nn.Module, tower: Callable[[str], str | None]) -> list
 
 def _weights(path: str, module: nn.Module) -> Iterator[tuple[str, tuple[int, int], str]]:
     """(attribute, rows, role) of a module's own linear weights."""
-    linear = isinstance(module, nn.Linear) or _of_one_place(module)
+    transposed = _is_transposed(module)
+    linear = isinstance(module, nn.Linear) or _of_one_place(module) or transposed
     last = path.rsplit(".", 1)[-1] if linear else ""
     for attribute in ("weight",) if linear else BARE:
         weight = getattr(module, attribute, None)
         if not isinstance(weight, Tensor):
             continue
+        rows = weight.shape[1 if transposed else 0]
         packed = PACKED.get(last or attribute)
         if packed is None:
-            yield attribute, (0, weight.shape[0]), _role(path if last else f"{path}.{attribute}")
+            yield attribute, (0, rows), _role(path if last else f"{path}.{attribute}")
             continue
-        size = weight.shape[0] // len(packed)
+        size = rows // len(packed)
         for i, role in enumerate(packed):
             yield attribute, (i * size, (i + 1) * size), role
 
@@ -194,6 +206,12 @@ def _of_one_place(module: nn.Module) -> bool:
         and module.groups == 1
         and all(size == 1 for size in (*module.kernel_size, *module.stride))
     )
+
+
+def _is_transposed(module: nn.Module) -> bool:
+    """Whether it is the layer of transformers that keeps its weight as (in, out), as in GPT-2; importing it is dear."""
+    kind = type(module)
+    return kind.__name__ == "Conv1D" and kind.__module__ == "transformers.pytorch_utils"
 
 
 def _role(path: str) -> str:

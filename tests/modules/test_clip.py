@@ -106,6 +106,17 @@ def test_the_logit_scale_stays_below_one_hundred(make: Make) -> None:
     assert frozen.network.logit_scale.item() == 7.0
 
 
+def test_a_larger_logit_scale_of_the_pretrained_model_stays(make: Make, tools: SimpleNamespace, tmp_path: Any) -> None:
+    config = tools.config(init_logit_bias=-3.0, init_logit_scale=math.log(117))
+    module = make(model=f"local-dir:{tools.write(tmp_path / 'sig', config)}")
+    module.after_step()
+    assert module.network.logit_scale.exp().item() == pytest.approx(117)
+    with torch.no_grad():
+        module.network.logit_scale.fill_(7.0)
+    module.after_step()
+    assert module.network.logit_scale.exp().item() == pytest.approx(117)
+
+
 def test_layer_decay_falls_from_each_output_down(make: Make) -> None:
     module = make(layer_decay=0.5)
     expected = {

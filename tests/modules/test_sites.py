@@ -139,6 +139,33 @@ def test_convolutions_of_one_place_are_linear() -> None:
     torch.testing.assert_close(network.fc1(images), expected)
 
 
+def test_gpt_2_keeps_its_weights_transposed() -> None:
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    torch.manual_seed(0)
+    network = GPT2LMHeadModel(GPT2Config(vocab_size=40, n_positions=16, n_embd=8, n_layer=2, n_head=2)).eval()
+    sites = linear_sites(network, lambda name: None if name == "lm_head.weight" else "text")
+    assert [(s.role, s.shape) for s in sites[:4]] == [*((r, (8, 8)) for r in ("query", "key", "value", "out"))]
+    assert [(s.role, s.shape) for s in sites[4:6]] == [("mlp_in", (32, 8)), ("mlp_out", (8, 32))]
+    assert sites[1].name == "transformer.h.0.attn.c_attn.weight[8:16]" and len(sites) == 12
+    ids = torch.arange(12)[None]
+    before = network(ids).logits
+    deltas = [Delta(site.shape) for site in sites]
+    for site, delta in zip(sites, deltas, strict=True):
+        site.attach(delta)
+    assert torch.equal(network(ids).logits, before)
+    raw = [site.rows().clone() for site in sites]
+    for delta in deltas:
+        nn.init.normal_(delta.up)
+    attached = network(ids).logits
+    keys: Any = network.transformer.h[0].attn.c_attn
+    torch.testing.assert_close(keys.weight[:, 8:16], (raw[1] + deltas[1]()).T)
+    for site in sites:
+        site.detach()
+    assert torch.equal(network(ids).logits, attached)
+    torch.testing.assert_close(sites[1].rows(), raw[1] + deltas[1]())
+
+
 def test_a_site_knows_its_bare_rows_and_whether_they_train(make: Make) -> None:
     module = make(trainable=["image"])
     sites = module.sites("linear")
