@@ -75,6 +75,7 @@ class Velocitune(Strategy):
 
     def setup(self, stream: Stream) -> None:
         probes = {evalset.name: evalset.probe for evalset in stream.evals}
+        metrics = {evalset.name: evalset.options.get("metric", "perplexity") for evalset in stream.evals}
         for name in self.targets:
             if name not in probes:
                 known = near(name, probes)
@@ -84,6 +85,11 @@ class Velocitune(Strategy):
                 raise ConfigError(
                     f"Velocitune: evaluation set '{name}' is measured by '{probes[name]}', and scores '{self.scores}' "
                     f"are those of '{wanted}'"
+                )
+            if probes[name] == "perplexity" and metrics[name] != "perplexity":
+                raise ConfigError(
+                    f"Velocitune: evaluation set '{name}' scores '{metrics[name]}'; take its option metric away, or give "
+                    "`scores: loss` and the probe 'objective'"
                 )
             if name not in self.named and any(task.evaluates != name for task in stream.tasks):
                 raise ConfigError(f"Velocitune: '{name}' needs a source: not every task trains on it")

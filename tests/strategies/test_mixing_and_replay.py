@@ -141,6 +141,9 @@ def test_what_the_stream_lacks_is_refused(tmp_path: Path) -> None:
     ):
         with pytest.raises(ConfigError, match=words):
             velocitune(**changes).setup(stream)
+    bits = [replace(evalset, options={"metric": "bits_per_byte"}) for evalset in stream.evals]
+    with pytest.raises(ConfigError, match="set 'weather' scores 'bits_per_byte'; take its option metric away"):
+        velocitune().setup(Stream("bits", stream.tasks, bits))
     with pytest.raises(RunError, match="is no perplexity"):
         velocitune().on_scores({"weather": 0.0, "plain": 1.0}, None)
 
