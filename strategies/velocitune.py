@@ -88,8 +88,8 @@ class Velocitune(Strategy):
                 )
             if probes[name] == "perplexity" and metrics[name] != "perplexity":
                 raise ConfigError(
-                    f"Velocitune: evaluation set '{name}' scores '{metrics[name]}'; take its option metric away, or give "
-                    "`scores: loss` and the probe 'objective'"
+                    f"Velocitune: evaluation set '{name}' scores '{metrics[name]}'; take its option metric away, or "
+                    "give `scores: loss` and the probe 'objective'"
                 )
             if name not in self.named and any(task.evaluates != name for task in stream.tasks):
                 raise ConfigError(f"Velocitune: '{name}' needs a source: not every task trains on it")
