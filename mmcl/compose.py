@@ -57,7 +57,7 @@ def check(strategies: Sequence[Strategy], module: ModuleContract, facts: frozens
     Args:
         strategies: the flat list.
         module: the module that they will serve.
-        facts: properties of the run that a strategy may not support (``fsdp``, ``compile``, ``accumulation``).
+        facts: properties of the run that a strategy may not support (``accumulation``).
 
     Raises:
         ConfigError: two strategies claim one resource, a need that the module lacks, an unsupported property, a

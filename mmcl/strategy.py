@@ -134,7 +134,7 @@ class Strategy(Recorded, nn.Module):
     settles: bool = False
     """Whether it keeps what it measured of features in a task, and wants none of them to change once nothing trains."""
     unsupported: frozenset[str] = frozenset()
-    """What it cannot do: ``fsdp``, ``accumulation``."""
+    """What it cannot do: ``accumulation``."""
     unexported: str = ""
     """What of it evaluations go through and exported folders lack, in the plural: ``prompts``."""
     listed: str = ""

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import EarlyStopping, Timer
-from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy, ModelParallelStrategy
+from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher
 
 from mmcl.errors import ConfigError
@@ -38,20 +38,21 @@ def make(**arguments: Any) -> pl.Trainer:
 
 def facts(trainer: pl.Trainer) -> frozenset[str]:
     """Properties of a Trainer that a strategy may not support."""
-    found = set()
-    if isinstance(trainer.strategy, (FSDPStrategy, ModelParallelStrategy)):
-        found.add("fsdp")
-    if trainer.accumulate_grad_batches > 1:
-        found.add("accumulation")
-    return frozenset(found)
+    return frozenset({"accumulation"} if trainer.accumulate_grad_batches > 1 else ())
 
 
 def prepare(trainer: pl.Trainer, has_buffers: bool) -> None:
     """Settings that a stream depends on.
 
     Raises:
-        ConfigError: a launcher that copies the process, a trainer with limits of its own, or no batch to a step.
+        ConfigError: weights cut over devices, a launcher that copies the process, a trainer with limits of its own, or
+            no batch to a step.
     """
+    if not isinstance(trainer.strategy, SingleDeviceStrategy | DDPStrategy):
+        raise ConfigError(
+            f"trainer.strategy: {type(trainer.strategy).__name__} cannot run a stream, whose checkpoints, snapshots and "
+            "averages take every device to hold all weights; use ddp"
+        )
     if isinstance(trainer.strategy.launcher, _MultiProcessingLauncher):
         raise ConfigError("trainer.strategy: spawn and fork cannot run a stream; use ddp")
     if any(isinstance(c, (EarlyStopping, Timer)) for c in trainer.callbacks):  # type: ignore[attr-defined]

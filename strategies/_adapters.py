@@ -115,7 +115,6 @@ class Adapters(Selective):
 
     needs = frozenset({"sites.linear"})
     writes = frozenset({"on_task_end"})
-    unsupported = frozenset({"fsdp"})
 
     def __init__(
         self,

@@ -32,7 +32,6 @@ class _QuadraticPenalty(Strategy):
     """
 
     gradients = "add"
-    unsupported = frozenset({"fsdp"})
     scale: ClassVar[float] = 1.0
     """2 for methods that write their penalty without 1/2."""
 

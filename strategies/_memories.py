@@ -87,7 +87,6 @@ class _Projection(_Memories):
 
     gradients = "project"
     holds = True
-    unsupported = frozenset({"fsdp"})
 
     def __init__(self, size: int, batch_size: int | None, rule: Rule) -> None:
         super().__init__(size, batch_size, rule)

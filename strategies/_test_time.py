@@ -56,7 +56,6 @@ class _Adapter(Strategy):
     """
 
     adapts_at_test = True
-    unsupported = frozenset({"fsdp"})
 
     def __init__(self, descent: _Descent, reset: Reset, source_samples: int | None = None) -> None:
         super().__init__()

@@ -46,7 +46,6 @@ class SLCA(ClassFeatures):
     """
 
     claims = frozenset({"classifier", "eval_weights"})
-    unsupported = frozenset({"fsdp"})  # the head is read whole
 
     means: list[Tensor]
     covariances: list[Tensor]

@@ -72,7 +72,6 @@ class _SynapticPath(Strategy):
     """The path integral, of the data's gradient: it looks before penalties add theirs."""
 
     gradients = "observe"
-    unsupported = frozenset({"fsdp"})
 
     path: dict[str, Tensor]
 

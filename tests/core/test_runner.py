@@ -14,6 +14,7 @@ import pytest
 import torch
 import toy
 from lightning.pytorch.plugins import MixedPrecision
+from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import nn
 from torch.nn.utils import parametrize
 from toy import Killed, killed_at, metrics, network, runner, same, stream
@@ -314,6 +315,7 @@ def test_gradients_have_canonical_names(tmp_path: Path) -> None:
         ({"min_steps": 9}, "a run would not heed signals"),
         ({"min_epochs": 1}, "a run would not heed signals"),
         ({"max_steps": 9}, "belong to the tasks' budgets"),
+        ({"strategy": ModelParallelStrategy(), "devices": 2}, "ModelParallelStrategy cannot run a stream.*use ddp"),
     ],
 )
 def test_limits_of_the_trainer_are_refused(tmp_path: Path, setting: dict[str, Any], words: str) -> None:

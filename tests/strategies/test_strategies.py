@@ -130,8 +130,6 @@ def test_messages_name_what_stands_in_the_list(toolbox: SimpleNamespace) -> None
             check(expand([preset, LoRA()]), module)
     with pytest.raises(ConfigError, match=r"^SynapticIntelligence: weight is -1"):
         SynapticIntelligence(-1.0)
-    with pytest.raises(ConfigError, match=r"^SynapticIntelligence does not support fsdp"):
-        check(expand([SynapticIntelligence()]), module, frozenset({"fsdp"}))
 
 
 def test_the_reference_is_a_side_source_of_its_name(toolbox: SimpleNamespace) -> None:
