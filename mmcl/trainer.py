@@ -50,8 +50,8 @@ def prepare(trainer: pl.Trainer, has_buffers: bool) -> None:
     """
     if not isinstance(trainer.strategy, SingleDeviceStrategy | DDPStrategy):
         raise ConfigError(
-            f"trainer.strategy: {type(trainer.strategy).__name__} cannot run a stream, whose checkpoints, snapshots and "
-            "averages take every device to hold all weights; use ddp"
+            f"trainer.strategy: {type(trainer.strategy).__name__} cannot run a stream, whose checkpoints and "
+            "snapshots take every device to hold all weights; use ddp"
         )
     if isinstance(trainer.strategy.launcher, _MultiProcessingLauncher):
         raise ConfigError("trainer.strategy: spawn and fork cannot run a stream; use ddp")
