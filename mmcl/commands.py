@@ -121,6 +121,17 @@ class MmclCLI(LightningCLI):
         parser.add_argument("--init_from", type=str | None, default=None, help="Run or checkpoint to start from.")
         parser.add_argument("--dry_run", action="store_true", help="Say what would be done; write nothing.")
 
+    def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
+        """Lightning's, which describes the Trainer's method; here mmcl's own words stand."""
+        description = " ".join((getattr(type(self), subcommand).__doc__ or "").split())
+        parser = super()._prepare_subcommand_parser(klass, subcommand, **{**kwargs, "description": description})
+        for group in parser._action_groups:
+            for action in group._group_actions:
+                if action.dest == "ckpt_path":
+                    group.title = f"Options of mmcl {subcommand}"
+                    action.help = "last, task-K or a path; without it: last."
+        return parser
+
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse, and word what is wrong for the user."""
         command, *rest = args
@@ -190,7 +201,9 @@ class MmclCLI(LightningCLI):
         return Runner(self.datamodule, self.model, given["strategies"], self.trainer, options)
 
     def fit(self, **_: Any) -> None:
-        """Train a model on a stream; the same command continues an interrupted run."""
+        """Train a model on a stream; the same command continues an interrupted run. `--seeds 0,1,2` makes one run for
+        each seed, in <run_dir>/seed-N.
+        """
         runner = self.runner()
         if self.config_init["fit"]["dry_run"]:
             print(dry_run(runner))
