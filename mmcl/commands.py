@@ -201,8 +201,9 @@ class MmclCLI(LightningCLI):
         return Runner(self.datamodule, self.model, given["strategies"], self.trainer, options)
 
     def fit(self, **_: Any) -> None:
-        """Train a model on a stream; the same command continues an interrupted run. `--seeds 0,1,2` makes one run for
-        each seed, in <run_dir>/seed-N.
+        """Train a model on a stream; the same command continues an interrupted run.
+
+        `--seeds 0,1,2` makes one run for each seed, in <run_dir>/seed-N.
         """
         runner = self.runner()
         if self.config_init["fit"]["dry_run"]:
