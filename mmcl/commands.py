@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from jsonargparse import Namespace
+from jsonargparse import ArgumentParser, Namespace
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
@@ -300,6 +300,8 @@ def run_command(command: str, arguments: list[str], cli: type[MmclCLI] = MmclCLI
     quiet()
     folder, arguments = presets.default_run_dir(arguments)
     arguments = written_out(arguments)
+    if _helped(arguments):
+        return 0
     if not any(item.partition("=")[0].endswith(".help") for item in arguments):  # nothing may follow it
         arguments += ["--run_dir", str(folder)]
     wanted = {command: cli.subcommands()[command]}  # the parsers of the others take time to build
@@ -332,6 +334,20 @@ def run_command(command: str, arguments: list[str], cli: type[MmclCLI] = MmclCLI
         return stop.exit_code
     distributed.leave()
     return 0
+
+
+def _helped(arguments: list[str]) -> bool:
+    """Print what `--data.stream.help` asks for of a function; the parser itself explains classes alone."""
+    option, _, path = arguments[-1].partition("=") if arguments else ("", "", "")
+    if option != "--data.stream.help":
+        return False
+    benchmark = plugins.load("benchmarks", path)
+    if isinstance(benchmark, type):
+        return False
+    parser = ArgumentParser(prog="mmcl", description=f"Help for {option}={path}")
+    parser.add_function_arguments(benchmark, "data.stream")
+    parser.print_help()
+    return True
 
 
 def quiet() -> None:
