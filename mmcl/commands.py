@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from jsonargparse import Namespace
+from jsonargparse import ArgumentParser, Namespace
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
@@ -121,6 +121,17 @@ class MmclCLI(LightningCLI):
         parser.add_argument("--init_from", type=str | None, default=None, help="Run or checkpoint to start from.")
         parser.add_argument("--dry_run", action="store_true", help="Say what would be done; write nothing.")
 
+    def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
+        """Lightning's, which describes the Trainer's method; here mmcl's own words stand."""
+        description = " ".join((getattr(type(self), subcommand).__doc__ or "").split())
+        parser = super()._prepare_subcommand_parser(klass, subcommand, **{**kwargs, "description": description})
+        for group in parser._action_groups:
+            for action in group._group_actions:
+                if action.dest == "ckpt_path":
+                    group.title = f"Options of mmcl {subcommand}"
+                    action.help = "last, task-K or a path; without it: last."
+        return parser
+
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse, and word what is wrong for the user."""
         command, *rest = args
@@ -190,7 +201,10 @@ class MmclCLI(LightningCLI):
         return Runner(self.datamodule, self.model, given["strategies"], self.trainer, options)
 
     def fit(self, **_: Any) -> None:
-        """Train a model on a stream; the same command continues an interrupted run."""
+        """Train a model on a stream; the same command continues an interrupted run.
+
+        `--seeds 0,1,2` makes one run for each seed, in <run_dir>/seed-N.
+        """
         runner = self.runner()
         if self.config_init["fit"]["dry_run"]:
             print(dry_run(runner))
@@ -286,6 +300,8 @@ def run_command(command: str, arguments: list[str], cli: type[MmclCLI] = MmclCLI
     quiet()
     folder, arguments = presets.default_run_dir(arguments)
     arguments = written_out(arguments)
+    if _helped(arguments):
+        return 0
     if not any(item.partition("=")[0].endswith(".help") for item in arguments):  # nothing may follow it
         arguments += ["--run_dir", str(folder)]
     wanted = {command: cli.subcommands()[command]}  # the parsers of the others take time to build
@@ -318,6 +334,20 @@ def run_command(command: str, arguments: list[str], cli: type[MmclCLI] = MmclCLI
         return stop.exit_code
     distributed.leave()
     return 0
+
+
+def _helped(arguments: list[str]) -> bool:
+    """Print what `--data.stream.help` asks for of a function; the parser itself explains classes alone."""
+    option, _, path = arguments[-1].partition("=") if arguments else ("", "", "")
+    if option != "--data.stream.help":
+        return False
+    benchmark = plugins.load("benchmarks", path)
+    if isinstance(benchmark, type):
+        return False
+    parser = ArgumentParser(prog="mmcl", description=f"Help for {option}={path}")
+    parser.add_function_arguments(benchmark, "data.stream")
+    parser.print_help()
+    return True
 
 
 def quiet() -> None:

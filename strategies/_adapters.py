@@ -108,6 +108,7 @@ class Adapters(Selective):
         tasks: ``merge`` adds the adapters to the weights when a task ends and starts anew, ``continue`` trains the
             same ones on.
         also: regular expressions of weights that train too.
+        modes: what `tasks` may be.
 
     Raises:
         ConfigError: an argument is unknown, or nothing is left to adapt.

@@ -54,7 +54,6 @@ class ClassificationProbe(Probe):
     Args:
         module: gives the label space and how many classes were seen.
         class_names: of the evaluation set, in the order of its labels.
-        where: name of the evaluation set, for messages.
         metric: which of the two goes into the matrix.
 
     Raises:

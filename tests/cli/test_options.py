@@ -79,12 +79,18 @@ def test_what_is_refused(mmcl: Mmcl, home: Path, workplace: Path, name: str) -> 
 
 
 @pytest.mark.parametrize(
-    "flags", [["--strategies.help", "LoRA"], ["--strategies.help=LoRA", "--run_dir", "x"], ["--model.help=CLIPModule"]]
+    "flags",
+    [
+        ["--strategies.help", "LoRA"],
+        ["--strategies.help=LoRA", "--run_dir", "x"],
+        ["--model.help=CLIPModule"],
+        ["--data.stream.help", "pocket_text"],
+    ],
 )
 def test_help_of_a_plug_in(mmcl: Mmcl, flags: list[str]) -> None:
     answer = mmcl("fit", *flags)
     assert answer.code == 0, answer.err
-    what = "--strategies.rank" if "strategies" in flags[0] else "--model.layer_decay"
+    what = {"s": "--strategies.rank", "m": "--model.layer_decay", "d": "--data.stream.replay"}[flags[0][2]]
     assert what in answer.out and "default" in answer.out
 
 

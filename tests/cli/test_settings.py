@@ -104,6 +104,9 @@ def test_version_and_help(mmcl: Mmcl) -> None:
         assert answer.code == 0 and "mmcl <command> [options]" in answer.out
     answer = mmcl("fit", "--help")
     assert answer.code == 0 and answer.out.startswith("usage: mmcl") and "--run_dir" in answer.out
+    assert "the same command continues" in answer.out and "--seeds 0,1,2" in answer.out
+    answer = mmcl("test", "--help")
+    assert answer.code == 0 and "Score a checkpoint" in answer.out and "last, task-K or a path" in answer.out
     assert mmcl("report", "--help").code == mmcl("list", "--help").code == 0
 
 
