@@ -153,6 +153,9 @@ class MomentumContrast(Strategy):
         apart = {name: value for name, value in self.slow.items() if value.dtype != live[name].dtype}
         weights.write(self._network(), apart)  # the network of a half-precision Trainer
 
+    def on_task_end(self, task: Task, data: DataPass) -> None:
+        self.slow, self._momentum = {}, ()  # the next task's starts anew
+
     def _features(self, context: StepContext, features: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
         """The two features of all processes' pairs."""
         pair = self.module.pair
