@@ -29,6 +29,8 @@ def run(
 ) -> dict[str, Any]:
     """Train a module on a stream, as `mmcl fit` does; call it again with the same `run_dir` to continue.
 
+    Module and strategies are changed by a run, so each call takes new ones.
+
     Args:
         stream: a `mmcl.Stream`, or a `mmcl.datamodules.StreamDataModule` where the batch size or workers matter.
         module: for instance `mmcl.modules.CLIPModule`.

@@ -127,7 +127,9 @@ def _check_weights_train(strategies: Sequence[Strategy], module: ModuleContract)
 
 def _check_features_stay(strategies: Sequence[Strategy]) -> None:
     """Refuse what keeps measures of features beside what changes these at each task, trained or not."""
-    settled, changing = (next((s for s in strategies if getattr(s, what)), None) for what in ("settles", "by_task"))
+    idle = any(s.idle for s in strategies)  # then there is nothing to merge
+    settled = next((s for s in strategies if s.settles), None)
+    changing = next((s for s in strategies if s.by_task or (s.moves and not idle)), None)
     if settled is None or changing is None:
         return
     one, other = settled.title, changing.title

@@ -108,7 +108,7 @@ class StepContext(Protocol):
         batch: the prepared training batch of this rank.
         side: name -> side batch of this rank.
         outputs: the network's outputs for `batch`.
-        lr: learning rate of the first group.
+        lr: learning rate of the step, before a group's `lr_scale`.
         grads: name -> gradient (canonical names), in `on_gradients` only.
         source: the source that an evaluation reads, which gives its samples in the same batches every time; None in
             fit and elsewhere.

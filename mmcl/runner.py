@@ -87,6 +87,7 @@ class Runner(Training):
         return self.record.data
 
     def _begin(self) -> None:
+        self.take()
         if self.is_main:
             self.folder.write_identity(self.options.identity or {})
             if self.options.config is not None:

@@ -90,6 +90,7 @@ class Session:
         self.folder = RunFolder(options.run_dir)
         self.flag = Flag()
         self.progress = Progress()
+        self._token = object()
         self.reach = RunReach(module, data, self.folder.snapshots, self.composition.snapshots(), options.seed)
         self.record: Record
         self.optimizer_state: dict[str, Any] | None = None
@@ -153,13 +154,33 @@ class Session:
         return bool(self.trainer.is_global_zero)
 
     def build(self) -> None:
-        """Structure: the same in a new run, in a resumed one, in a test and in an export."""
+        """Structure: the same in a new run, in a resumed one, in a test and in an export.
+
+        Raises:
+            ConfigError: the module or a strategy has been through this for another one.
+        """
+        self._check_untaken()
         self.engine.to(lightning.device(self.trainer))
         seeds.reseed(self.options.seed, "setup")
         for strategy in self.composition.of("setup"):
             with speaking(strategy):
                 strategy.setup(self.stream)
         self._place()
+
+    def _check_untaken(self) -> None:
+        """Refuse objects that another run has trained, grown or filled: nothing tells their state from a new one's."""
+        for given in (self.module, *self.composition.strategies):
+            if given.__dict__.get("_taken_by", self._token) is not self._token:
+                name = given.title if isinstance(given, Strategy) else type(given).__name__
+                raise ConfigError(
+                    f"{name} took part in another run, which has changed it; make a new one for each run, also to "
+                    "continue one (`init_from` begins with the weights that a run ended with)"
+                )
+
+    def take(self) -> None:
+        """From here on module and strategies are of this run alone; what was refused before may be tried again."""
+        for given in (self.module, *self.composition.strategies):
+            given.__dict__["_taken_by"] = self._token
 
     def set_up(self) -> None:
         """Structure, and the record of the run."""
@@ -254,6 +275,7 @@ class Session:
 
     def load(self, content: Mapping[str, Any], path: Path | str) -> None:
         """Rebuild the structure of the tasks so far, then fill it."""
+        self.take()
         self.progress = checkpoint.progress_of(content)
         with_state = self._with_state(content, path)
         for task in self.stream.tasks[: self.progress.task + 1]:

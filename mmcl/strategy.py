@@ -131,6 +131,9 @@ class Strategy(Recorded, nn.Module):
     ``labels``, their ``keys`` where it finds them by these, the ``sources`` that it asks for."""
     by_task: bool = False
     """Whether forwards go through a part of its own for each task, trained or not; refused beside what `settles`."""
+    moves: bool = False
+    """Whether the weights that it evaluates or hands on change at each task once something has trained, although
+    nothing trains any more; refused beside what `settles`."""
     settles: bool = False
     """Whether it keeps what it measured of features in a task, and wants none of them to change once nothing trains."""
     unsupported: frozenset[str] = frozenset()

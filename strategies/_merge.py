@@ -42,6 +42,8 @@ class Merge(Strategy):
     claims = frozenset({"eval_weights", "start_weights"})
     writes = frozenset({"on_task_start"})
     snapshots = frozenset({"initial"})
+    stays: ClassVar[frozenset[Rule]] = frozenset()
+    """Rules with which a task without training leaves the merge as it is."""
     merges_buffers: ClassVar[bool] = False
     """Whether running statistics are merged too; what extrapolates could make a variance negative."""
 
@@ -52,6 +54,7 @@ class Merge(Strategy):
         if rule not in get_args(Rule):
             raise ConfigError(f"{type(self).__name__}: rule '{rule}' is unknown; {near(rule, get_args(Rule))}")
         self.rule = rule
+        self.moves = rule not in self.stays
         self.add_state("kept", {}, dtype=None)
 
     # -- what a subclass says ---------------------------------------------------------------------------------------

@@ -47,6 +47,7 @@ class PromptStrategy(Strategy):
     """
 
     freezes = True
+    gradients = "observe"
     unexported = "prompts"
     pool_size: int = 0
     """Prompts that are counted."""
@@ -60,7 +61,8 @@ class PromptStrategy(Strategy):
             raise ConfigError(f"{type(self).__name__}: init is {list(init)}; give two numbers, the lower first")
         self.kind, self.init = kind, init
         self.needs = frozenset({f"sites.{self.kind}"})
-        self._pending: list[Tensor] = []
+        self._pending: list[Tensor] = []  # of the step under way, several where gradients are accumulated
+        self._step: list[Tensor] = []
         self._queries: dict[tuple[str, str], dict[int, Tensor]] = {}
         self._stamp: tuple[int, ...] = ()
         self.add_state("selected", {})
@@ -145,11 +147,15 @@ class PromptStrategy(Strategy):
         """Count selected prompts when the step has been made; a step may have several batches."""
         self._pending.append(indices.detach())
 
+    def on_gradients(self, context: StepContext) -> None:
+        """Nothing is changed: what the step selected is set aside, whether or not the step really happens."""
+        self._step, self._pending = self._pending, []
+
     def on_step_end(self, context: StepContext) -> None:
-        if not self._pending or self.task is None:
+        if not self._step or self.task is None:
             return
-        indices = torch.cat([found.flatten() for found in self._pending])
-        self._pending.clear()
+        indices = torch.cat([found.flatten() for found in self._step])
+        self._step = []
         counts = distributed.total(torch.bincount(indices, minlength=self.pool_size).float())
         before = self.selected.get(self.task.name)
         counts = counts if before is None else counts + before.to(counts.device)

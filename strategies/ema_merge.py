@@ -29,6 +29,7 @@ class EMAMerge(Merge):
     merge is kept in float32, or in the weights' own type where that is wider.
     """
 
+    stays = frozenset({"ema"})
     merges_buffers = True
 
     def __init__(self, weight: float = 0.5, rule: Rule = "ema") -> None:

@@ -31,6 +31,8 @@ class MagMax(Merge):
     kept in float32 or wider. Running statistics are not merged: they are the latest model's.
     """
 
+    stays = frozenset({"sequential", "zero_shot"})
+
     def __init__(self, scale: float = 0.5, rule: Rule = "sequential") -> None:
         super().__init__(rule)
         if not math.isfinite(scale):

@@ -62,6 +62,9 @@ class MER(Strategy):
         interpolate(self.anchor, trained, alpha=self.rate)
         torch._foreach_copy_(list(trained.values()), [self.anchor[name] for name in trained])
 
+    def on_task_end(self, task: Task, data: DataPass) -> None:
+        self.anchor = {}  # a copy of the weights that no checkpoint needs
+
     def _trained(self) -> Weights:
         """What trains, as it is: weights of the network, factors of adapters, prompts."""
         return {str(i): p.detach() for i, p in enumerate(self.reach.parameters()) if p.requires_grad}

@@ -46,6 +46,8 @@ class MomentumContrast(Strategy):
     multiple of the batch. The published model also distils masked-language logits from M, which two towers do not have.
     """
 
+    gradients = "observe"
+
     slow: Weights
     image_queue: Tensor | None
     text_queue: Tensor | None
@@ -82,7 +84,8 @@ class MomentumContrast(Strategy):
         self.add_state("text_queue", None, dtype=None)
         self.add_state("pointer", 0)
         self.add_state("filled", 0)
-        self._new: list[tuple[Tensor, Tensor]] = []  # of the step at hand, not yet in the queues
+        self._new: list[tuple[Tensor, Tensor]] = []  # of the step under way, several where gradients are accumulated
+        self._step: list[tuple[Tensor, Tensor]] = []  # of the step at hand, not yet in the queues
         self._momentum: tuple[nn.Module, ...] = ()  # in a tuple, so that it is no part of the strategy
 
     def setup(self, stream: Stream) -> None:
@@ -129,15 +132,19 @@ class MomentumContrast(Strategy):
         loss = momentum_contrast_loss(*ours, *theirs, *queues, temperature=self.temperature)
         return {"momentum_contrast": self.weight * loss}
 
+    def on_gradients(self, context: StepContext) -> None:
+        """Nothing is changed: features of a step are set aside, and those of one that did not happen are gone."""
+        self._step, self._new = self._new, []
+
     def on_step_end(self, context: StepContext) -> None:
         if not self.weight:
             return
         assert self.image_queue is not None and self.text_queue is not None
-        for image, text in self._new:
+        for image, text in self._step:
             update_queue(self.image_queue, image, self.pointer)
             self.filled = min(self.filled + len(image), self.queue_size)
             self.pointer = update_queue(self.text_queue, text, self.pointer)
-        self._new.clear()
+        self._step = []
         first = context.task is not None and self.stream.position(context.task) == 0
         previous = None if first or not self.alpha else weights.read(self.reach.teacher("start"))
         decay = self.first_decay if first else self.decay
@@ -145,6 +152,9 @@ class MomentumContrast(Strategy):
         live = weights.read(self._network())
         apart = {name: value for name, value in self.slow.items() if value.dtype != live[name].dtype}
         weights.write(self._network(), apart)  # the network of a half-precision Trainer
+
+    def on_task_end(self, task: Task, data: DataPass) -> None:
+        self.slow, self._momentum = {}, ()  # the next task's starts anew
 
     def _features(self, context: StepContext, features: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
         """The two features of all processes' pairs."""

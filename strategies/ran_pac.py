@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from mmcl.errors import ConfigError
+from mmcl.errors import ConfigError, RunError
 from mmcl.functional.ridge import random_projection_ridge, ridge_logits
 from mmcl.strategies._class_features import Trains
 from mmcl.strategies._ridge_classifier import RidgeClassifier
@@ -56,6 +56,10 @@ class RanPAC(RidgeClassifier):
         return torch.randn(features, self.width, generator=generator)
 
     def learn(self, task: Task, features: Tensor, columns: Tensor) -> None:
+        if self.given is None and len(columns) < 2:
+            raise RunError(
+                f"RanPAC: task '{task.name}' has one sample, and none can be held out to choose lambda; give `ridge`"
+            )
         generator = self.generator(task)
         self.prepare(features, generator)
         order = torch.randperm(len(columns), generator=generator).to(columns.device)

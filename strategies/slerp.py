@@ -25,6 +25,7 @@ class SLERP(Merge):
     Differences from the published code: floating buffers are interpolated too, integer ones are the live model's.
     """
 
+    stays = frozenset({"ema"})
     merges_buffers = True
 
     def __init__(self, weight: float = 0.3, rule: Rule = "ema") -> None:

@@ -58,7 +58,7 @@ class WeightInterpolation(Strategy):
         if merge and alphas:
             raise ConfigError("WeightInterpolation: after a merge there is nothing to sweep; leave out alphas or merge")
         self.base = base
-        self.merge = merge
+        self.merge = self.moves = merge
         self.alphas = {"": alpha, **{f"alpha={value:g}": value for value in alphas}}
         self.variants = tuple(name for name in self.alphas if name)
         self.snapshots = frozenset({"initial"} if base == "initial" else ())

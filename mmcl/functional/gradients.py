@@ -11,6 +11,8 @@ from mmcl.errors import MmclError
 from mmcl.functional._precision import no_autocast, widen
 
 _TOLERANCE = 1e-12
+_NEAR, _FAR = 32, 120
+"""Exponents of 2: magnitudes whose squares float32 holds, and those that it holds itself."""
 
 
 def flatten(tensors: Mapping[str, Tensor], names: Sequence[str]) -> Tensor:
@@ -31,7 +33,7 @@ def agem_projection(gradient: Tensor, reference: Tensor) -> Tensor:
         reference: (P,) of the loss on the memory.
 
     Returns:
-        (P,); its product with the reference is not negative.
+        (P,); its product with the reference is not negative. The gradient itself where a value is not finite.
 
     Raises:
         MmclError: the two are no vectors of one length.
@@ -42,11 +44,13 @@ def agem_projection(gradient: Tensor, reference: Tensor) -> Tensor:
     if gradient.dim() != 1 or gradient.shape != reference.shape:
         raise MmclError(f"expected two vectors of one length, got {tuple(gradient.shape)} and {tuple(reference.shape)}")
     own, other = widen(gradient, reference)
+    (other,), _ = _in_range(other[None])
     with no_autocast(own):
         product, length = own @ other, other @ other
-    if not product < 0:
+    if not product < 0 or not product.isfinite():
         return gradient
-    return (own - product / length * other).to(gradient.dtype)
+    projected: Tensor = own - product / length * other
+    return projected.to(gradient.dtype)
 
 
 @torch.no_grad()
@@ -65,7 +69,7 @@ def gem_projection(gradient: Tensor, memories: Tensor, *, margin: float = 0.0, e
         eps: added to the diagonal of M M^T; the published code uses 1e-3.
 
     Returns:
-        (P,).
+        (P,). The gradient itself where a value is not finite, as in a step that a gradient scaler is going to skip.
 
     Raises:
         MmclError: shapes do not fit, or `margin` or `eps` is negative.
@@ -80,14 +84,27 @@ def gem_projection(gradient: Tensor, memories: Tensor, *, margin: float = 0.0, e
     if margin < 0 or eps < 0:
         raise MmclError(f"margin and eps must be 0 or more, got {margin} and {eps}")
     own, others = widen(gradient, memories)
+    others, sizes = _in_range(others)
     with no_autocast(own):
-        products, gram = (others @ own).double(), (others @ others.T).double()
-        if not (products < 0).any():
+        products, gram = sizes * (others @ own).double(), sizes[:, None] * sizes * (others @ others.T).double()
+        if not (products < 0).any() or not (products.isfinite().all() and gram.isfinite().all()):
             return gradient
         gram = gram + eps * torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
         # v = u + margin with u >= 0
         factors = margin + non_negative_minimum(gram, products + margin * gram.sum(1))
-        return (own + factors.to(own.dtype) @ others).to(gradient.dtype)
+        return (own + (factors * sizes).to(own.dtype) @ others).to(gradient.dtype)
+
+
+def _in_range(rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Rows whose squares neither vanish nor overflow, and (T,) powers of two, in float64, that make the given ones.
+
+    A memory that is all but solved has gradients of 1e-23, whose square float32 takes for 0.
+    """
+    exponents = torch.frexp(torch.linalg.vector_norm(rows, torch.inf, dim=1)).exponent.clamp(-_FAR, _FAR)
+    exponents = exponents.where(exponents.abs() > _NEAR, 0)
+    if exponents.any():
+        rows = rows * torch.exp2(-exponents.to(rows))[:, None]
+    return rows, torch.exp2(exponents.double())
 
 
 def non_negative_minimum(matrix: Tensor, linear: Tensor) -> Tensor:

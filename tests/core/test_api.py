@@ -13,6 +13,7 @@ from toy import SquaredError, ToyData, ToyModule, stream
 import mmcl
 from mmcl import trainer as lightning
 from mmcl.errors import ConfigError
+from mmcl.strategies import MER
 
 
 class Killed(Exception):
@@ -65,6 +66,24 @@ def run(folder: Path, module: Toy | None = None, **options: Any) -> Any:
 
 def test_the_same_command_continues(tmp_path: Path) -> None:
     assert run(started(tmp_path))["run"]["status"] == "finished"
+
+
+@pytest.mark.parametrize("again", ["module", "strategy"])
+def test_what_took_part_in_a_run_is_refused_by_the_next(tmp_path: Path, again: str) -> None:
+    """Its trained weights, grown head or filled memory would be taken for a fresh one's; what was refused is free."""
+
+    def attempt(name: str, module: Toy, strategy: MER, **options: Any) -> Any:
+        trainer = lightning.make(enable_progress_bar=False, accelerator="cpu")
+        return mmcl.run(ToyData(stream()), module, strategy, trainer, run_dir=tmp_path / name, **options)
+
+    module, strategy = toy(), MER(2)
+    with pytest.raises(ConfigError, match="save_every is -1"):
+        attempt("refused", module, strategy, save_every=-1)
+    attempt("first", module, strategy)
+    with pytest.raises(ConfigError, match=f"^{'Toy' if again == 'module' else 'MER'} took part in another run"):
+        attempt("second", *((module, MER(2)) if again == "module" else (toy(), strategy)))
+    assert not (tmp_path / "second" / "results.json").exists()
+    assert attempt("first", module, strategy)["run"]["status"] == "finished"  # nothing is to be done there
 
 
 OTHERS: dict[str, Any] = {

@@ -57,6 +57,28 @@ def test_gem_with_memories_that_say_the_same_and_one_that_says_nothing() -> None
     assert (memories @ twice).min() >= -1e-8
 
 
+@pytest.mark.parametrize("size", [1e-37, 1e-23, 1.0, 1e23])
+def test_memories_of_any_length_are_projected_on(size: float) -> None:
+    """Of the length of a memory nothing depends, also where its square is no number of float32."""
+    gradient, memory = torch.tensor([1.0, 1.0]), torch.tensor([[-1.0, 0.5], [0.0, 0.25]])
+    for found, wanted in (
+        (agem_projection(gradient, memory[0] * size), agem_projection(gradient, memory[0])),
+        (gem_projection(gradient, memory * size), gem_projection(gradient, memory)),
+        (gem_projection(gradient, memory * torch.tensor([[size], [1.0]])), gem_projection(gradient, memory)),
+    ):
+        torch.testing.assert_close(found, wanted)
+
+
+@pytest.mark.parametrize("value", [torch.inf, -torch.inf, torch.nan])
+@pytest.mark.parametrize("where", ["gradient", "memory"])
+def test_what_is_not_finite_is_left_alone(value: float, where: str) -> None:
+    """A gradient scaler skips such a step; the solver of the dual problem would end the run."""
+    gradient, memories = torch.tensor([1.0, 1.0]), torch.tensor([[-1.0, 0.5], [0.0, -1.0], [1.0, -2.0]])
+    (gradient if where == "gradient" else memories[1])[0] = value
+    torch.testing.assert_close(gem_projection(gradient, memories), gradient, equal_nan=True)
+    torch.testing.assert_close(agem_projection(gradient, memories[1]), gradient, equal_nan=True)
+
+
 def test_a_gradient_that_harms_nothing_stays() -> None:
     gradient = torch.tensor([1.0, 2.0])
     assert gem_projection(gradient, torch.eye(2), margin=0.5) is gradient

@@ -13,12 +13,13 @@ import cases
 import pytest
 import tiny_text
 import torch
+from strategy_runs import content
 from torch import Tensor
 
 from mmcl import Source, Strategy, Stream, weights
 from mmcl.errors import ConfigError, RunError
 from mmcl.functional import velocity_weights
-from mmcl.strategies import MER, LoRA, Velocitune, WeightEnsemble
+from mmcl.strategies import MER, LoRA, MomentumContrast, Velocitune, WeightEnsemble
 from mmcl.strategies.velocitune import raised
 from mmcl.strategy import Batches, StepContext
 
@@ -195,6 +196,14 @@ def test_mer_holds_adapters_too(tmp_path: Path) -> None:
     runner.fit()
     for name, value in weights.read(runner.module.network).items():
         assert torch.equal(value, initial[name]), name
+
+
+def test_copies_of_the_weights_end_with_their_task(tmp_path: Path) -> None:
+    """The next task makes its own; evaluations and the checkpoints that are kept would carry them for nothing."""
+    cases.run("clip", tmp_path / "shards", tmp_path / "run", [MER(2), MomentumContrast(queue_size=8)])
+    for name in ("task-1", "last"):
+        state = content(tmp_path / "run", name)["strategies"]
+        assert not state["mer"]["state"]["anchor"] and not state["momentum_contrast"]["state"]["slow"]
 
 
 def test_an_interval_longer_than_a_task_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

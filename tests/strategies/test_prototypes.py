@@ -235,6 +235,8 @@ def test_what_is_held_out_is_of_all_classes() -> None:
     strategy, y = learner(RanPAC(24)), torch.arange(5).repeat_interleave(8)
     strategy.learn(None, torch.eye(5)[y] + 0.01 * torch.randn(40, 5), y)
     assert strategy.ridge < 10
+    with pytest.raises(RunError, match="task 'lone' has one sample, and none can be held out"):
+        strategy.learn(SimpleNamespace(name="lone"), torch.ones(1, 5), y[:1])
 
 
 def test_directions_are_compared_where_that_is_asked_for() -> None:

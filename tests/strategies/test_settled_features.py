@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import cases
 import pytest
@@ -15,7 +14,21 @@ from torch import Tensor
 from mmcl import Strategy, Task
 from mmcl.compose import check, expand
 from mmcl.errors import ConfigError
-from mmcl.strategies import APER, L2P, CODAPrompt, DualPrompt, LoRA, NearestMean, RanPAC, SPrompts
+from mmcl.strategies import (
+    APER,
+    L2P,
+    SLERP,
+    CODAPrompt,
+    DualPrompt,
+    EMAMerge,
+    LoRA,
+    MagMax,
+    NearestMean,
+    RanPAC,
+    SPrompts,
+    TaskArithmetic,
+    WeightInterpolation,
+)
 from mmcl.strategy import DataPass
 
 CASE = "classes-growing"
@@ -24,6 +37,9 @@ REFUSED: dict[str, Callable[[], list[Strategy]]] = {
     "aper-lora": lambda: [APER(LoRA(2, tasks="separate"))],
     "aper-slots": lambda: [APER(L2P(6, 2, 2, task_slots=True, copy_slots=True))],
     "first-dual": lambda: [DualPrompt(), RanPAC(32, trains="first")],
+    "first-arithmetic": lambda: [TaskArithmetic(), NearestMean(trains="first")],
+    "first-ema": lambda: [EMAMerge(rule="sequential"), NearestMean(trains="first")],
+    "first-interpolation": lambda: [WeightInterpolation(merge=True), NearestMean(trains="first")],
     "nothing-s-prompts": lambda: [SPrompts(3, 2, classifiers=False), NearestMean()],
 }
 
@@ -36,6 +52,8 @@ def test_what_changes_at_each_task_is_refused(name: str) -> None:
 
 def test_where_all_tasks_train_it_is_not() -> None:
     check([LoRA(2, tasks="separate"), NearestMean(trains="all")], cases.found()[CASE][0]())
+    check([TaskArithmetic(), NearestMean(trains="all")], cases.found()[CASE][0]())
+    check([TaskArithmetic(), NearestMean()], cases.found()[CASE][0]())  # merges the pretrained weights alone
 
 
 class Seen(Strategy):
@@ -51,10 +69,22 @@ class Seen(Strategy):
             self.features.append(torch.cat([encode(batch).features["image"] for batch in self.reach.samples(source)]))
 
 
-@pytest.mark.parametrize("adapter", [lambda: LoRA(2), lambda: LoRA(2, tasks="continue"), lambda: L2P(6, 2, 2)])
-def test_features_of_the_first_task_stay_beside_other_adapters(adapter: Any, tmp_path: Path) -> None:
+STAY: dict[str, Callable[[], list[Strategy]]] = {
+    "lora": lambda: [APER(LoRA(2))],
+    "lora-continue": lambda: [APER(LoRA(2, tasks="continue"))],
+    "l2p": lambda: [APER(L2P(6, 2, 2))],
+    "ema": lambda: [EMAMerge(), APER()],
+    "slerp": lambda: [SLERP(), APER()],
+    "magmax": lambda: [MagMax(), APER()],
+    "magmax-anew": lambda: [MagMax(rule="zero_shot"), APER()],
+    "interpolation": lambda: [WeightInterpolation(), APER()],
+}
+
+
+@pytest.mark.parametrize("name", STAY)
+def test_features_of_the_first_task_stay_beside_others(name: str, tmp_path: Path) -> None:
     seen = Seen()
     stream = tiny_classes.stream(tmp_path / "shards")
-    results = cases.runner(CASE, stream, tmp_path / "run", [APER(adapter()), seen]).fit()
+    results = cases.runner(CASE, stream, tmp_path / "run", [*STAY[name](), seen]).fit()
     torch.testing.assert_close(*seen.features, rtol=1e-5, atol=1e-6)
     assert [task["steps"] > 0 for task in results["tasks"]] == [True, False]

@@ -17,7 +17,8 @@ import cases
 import pytest
 import settings
 import torch
-from moments import Cut, CutAt, Moment
+from lightning.pytorch.plugins import MixedPrecision
+from moments import Cut, CutAt, Moment, Overflow
 from settings import Setting
 from strategy_ranks import RANKS, SGD, file, launch
 from strategy_runs import SHORT, WHOLE, Done, Runs, apart, changed, content, covering, different, parts
@@ -25,7 +26,7 @@ from strategy_runs import SHORT, WHOLE, Done, Runs, apart, changed, content, cov
 from mmcl import StepContext, Strategy, Stream, Task, plugins
 from mmcl.errors import ConfigError
 from mmcl.outputs import Weights
-from mmcl.strategy import DataPass
+from mmcl.strategy import DataPass, overrides
 
 TABLE = settings.found()
 PLAIN = ""
@@ -249,6 +250,29 @@ def test_resumed_equals_uninterrupted(runs: Runs, name: str, case: str) -> None:
         del found["strategies"]["cut_at"]
         for part in ("network", "strategies"):
             equal(found[part], wanted[part], f"{checkpoint}: {part}")
+
+
+COUNTING = [row for row in rows() if any(overrides(part, "on_step_end") for part in parts(TABLE[row.values[0]]))]
+
+
+@pytest.mark.parametrize(("name", "case"), COUNTING)
+def test_a_skipped_step_leaves_nothing(runs: Runs, name: str, case: str) -> None:
+    """A step of half precision that overflowed is saved, and what it left in memory alone is missed by nobody."""
+
+    def run(what: str, cut: bool, batch: int = 2) -> Any:
+        plugin = MixedPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu", init_scale=64.0))
+        build = lambda: [*TABLE[name].build(), Overflow(batch, cut)]  # noqa: E731
+        return runs.runner((name, case, WHOLE, what), build, plugins=[plugin])
+
+    whole, part = run("skipped", cut=False), run("skipped-cut", cut=True)
+    results = whole.fit()
+    assert [task["steps"] for task in results["tasks"]] == [WHOLE - 1] * 2
+    with pytest.raises(Cut):
+        part.fit()
+    part = run("skipped-cut", cut=False, batch=WHOLE)
+    part.fit()
+    for kept in ("network", "strategies"):
+        equal(content(part.folder.path)[kept], content(whole.folder.path)[kept], kept)
 
 
 @pytest.mark.parametrize(("name", "case"), rows())

@@ -6,6 +6,9 @@ import os
 from pathlib import Path
 from typing import Literal
 
+import torch
+from torch import Tensor
+
 from mmcl import StepContext, Strategy, Task, distributed
 from mmcl.outputs import Batch, Forward, Outputs
 from mmcl.strategy import DataPass
@@ -43,6 +46,33 @@ class CutAt(Strategy):
 
     def _in_task(self) -> bool:
         return self.moment is not None and self.task is self.stream.tasks[self.moment[1]]
+
+
+class Overflow(Strategy):
+    """Lets the gradient of a task's `batch`-th batch overflow, so that a gradient scaler skips the step.
+
+    Args:
+        batch: which one of each task, from 0.
+        cut: ends the run before the next batch of the second task.
+    """
+
+    def __init__(self, batch: int, cut: bool = False) -> None:
+        super().__init__()
+        self.batch, self.cut = batch, cut
+        self._task: Task | None = None
+        self._batches = 0
+
+    def losses(self, context: StepContext) -> dict[str, Tensor]:
+        if self._task is not context.task:
+            self._task, self._batches = context.task, 0
+        number, self._batches = self._batches, self._batches + 1
+        if self.cut and number > self.batch and self.task is not self.stream.tasks[0]:
+            raise Cut
+        if number != self.batch:
+            return {}
+        weight = next(p for p in self.reach.parameters() if p.requires_grad).flatten()[0] * 1.0
+        weight.register_hook(lambda gradient: gradient + torch.inf)
+        return {"nothing": weight * 0.0}
 
 
 class SignalAt(Strategy):
