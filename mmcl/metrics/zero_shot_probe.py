@@ -80,7 +80,7 @@ class ZeroShotProbe(Probe):
     def answers(self, outputs: Outputs) -> Tensor:
         """Cosines with the classes under the model's own scale, which takes no gradient: a scale alone makes sure."""
         assert outputs.logit_scale is not None
-        return self._logits(outputs, float(outputs.logit_scale))
+        return self._logits(outputs, float(outputs.logit_scale.detach()))
 
     def places(self, labels: Tensor) -> Tensor:
         """Labels are places."""
