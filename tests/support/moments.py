@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
+import pytest
 import torch
 from torch import Tensor
 
 from mmcl import StepContext, Strategy, Task, distributed
 from mmcl.outputs import Batch, Forward, Outputs
+from mmcl.runner import Runner
 from mmcl.strategy import DataPass
 
 Moment = tuple[Literal["fit", "end", "test"], int, int]
@@ -19,6 +21,20 @@ Moment = tuple[Literal["fit", "end", "test"], int, int]
 
 class Cut(BaseException):
     """Ends a run at once, as a killed process does: nothing is saved."""
+
+
+def cut_after(made: Runner, step: int) -> None:
+    """Run until a step happened and was saved where that is due, then raise `Cut`."""
+    inner = made.engine.after_step
+
+    def after_step(engine: Any, batch: Batch) -> None:
+        inner(engine, batch)
+        if engine.step == step:
+            raise Cut
+
+    made.engine.after_step = after_step
+    with pytest.raises(Cut):
+        made.fit()
 
 
 class CutAt(Strategy):

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pytest
 import torch
+from moments import cut_after
 from torch import nn
 
 from mmcl import Budget, EvalSet, Source, Strategy, Stream, Task
@@ -141,17 +141,7 @@ class Killed(Exception):
 
 def killed_at(folder: Path, step: int, strategies: list[Strategy], **changes: Any) -> None:
     """Run until a step happened, then leave as if the process had died: nothing is saved on the way out."""
-    made = runner(folder, strategies, **changes)
-    inner = made.engine.after_step
-
-    def after_step(engine: Any, batch: Any) -> None:
-        inner(engine, batch)
-        if engine.step == step:
-            raise Killed
-
-    made.engine.after_step = after_step
-    with pytest.raises(Killed):
-        made.fit()
+    cut_after(runner(folder, strategies, **changes), step)
 
 
 def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:

@@ -12,21 +12,17 @@ import pytest
 import tiny
 import tiny_clip
 import torch
+from moments import cut_after
 
 from mmcl import Budget, EvalSet, Source, Strategy, Stream, Task
 from mmcl import trainer as lightning
 from mmcl.datamodules import StreamDataModule
 from mmcl.errors import ConfigError, RunError
-from mmcl.outputs import Batch
 from mmcl.runner import Runner, RunOptions
 from mmcl.schedule import Linear, Piecewise
 from mmcl.strategies import ExperienceReplay
 
 BATCH = 8
-
-
-class Killed(BaseException):
-    """Stands for the end of the process."""
 
 
 def runner(
@@ -36,19 +32,6 @@ def runner(
     data = StreamDataModule(stream, batch_size=BATCH, workers=workers, allow_pipe=True, stream_buffer=5)
     made = lightning.make(accelerator="cpu", enable_progress_bar=False, log_every_n_steps=1, **trainer)
     return Runner(data, tiny_clip.module(), strategies, made, RunOptions(run_dir=folder, save_every=2, identity={}))
-
-
-def killed(made: Runner, step: int) -> None:
-    inner = made.engine.after_step
-
-    def after_step(engine: Any, batch: Batch) -> None:
-        inner(engine, batch)
-        if engine.step == step:
-            raise Killed
-
-    made.engine.after_step = after_step
-    with pytest.raises(Killed):
-        made.fit()
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
@@ -103,7 +86,7 @@ def streams(shards: Path) -> Stream:
 def test_streams_resume_bit_for_bit(tmp_path: Path, shards: Path, workers: int) -> None:
     whole = runner(tmp_path / "whole", streams(shards), workers=workers).fit()
     for step in (3, 9) if workers else (3, 6, 9):
-        killed(runner(tmp_path / "cut", streams(shards), workers=workers), step)
+        cut_after(runner(tmp_path / "cut", streams(shards), workers=workers), step)
     cut = runner(tmp_path / "cut", streams(shards), workers=workers).fit()
     assert cut["matrix"] == whole["matrix"] and cut["segments"] == whole["segments"]
     assert all(
@@ -115,16 +98,16 @@ def test_streams_resume_bit_for_bit(tmp_path: Path, shards: Path, workers: int) 
 
 def test_another_number_of_workers_is_refused(tmp_path: Path, shards: Path) -> None:
     """Zero and one are the same reader; two are not; between tasks any number will do."""
-    killed(runner(tmp_path / "run", streams(shards), workers=1), 3)
+    cut_after(runner(tmp_path / "run", streams(shards), workers=1), 3)
     both = "read by 1 processes with 1 workers each, and now by 1 with 2"
     with pytest.raises(ConfigError, match=both):
         runner(tmp_path / "run", streams(shards), workers=2).fit()
-    killed(runner(tmp_path / "run", streams(shards), workers=0), 8)
+    cut_after(runner(tmp_path / "run", streams(shards), workers=0), 8)
     with pytest.raises(ConfigError, match=both):
         runner(tmp_path / "run", streams(shards), workers=2).fit()
     other = tmp_path / "other"
     made = runner(other, streams(shards), workers=2)
-    killed(made, 4)
+    cut_after(made, 4)
     with pytest.raises(ConfigError, match="1 processes with 2 workers each, and now by 1 with 1"):
         runner(other, streams(shards)).fit()
 
@@ -143,7 +126,7 @@ def test_shares_follow_their_schedule_also_after_a_kill(tmp_path: Path, shards: 
     counts = [sum(key.startswith("dots") for key in batch) for batch in keys]
     assert counts == [4] * 3 + [2] * 6 + [0] * 3
     for step in (2, 5, 7, 11):
-        killed(runner(tmp_path / "cut", scheduled(shards)), step)
+        cut_after(runner(tmp_path / "cut", scheduled(shards)), step)
     runner(tmp_path / "cut", scheduled(shards)).fit()
     assert all(
         torch.equal(a, b)
